@@ -1,0 +1,75 @@
+# Troth: `make demo` shows it, `make test` proves it. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+BUILD := build
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+TOOL := $(GO) tool -modfile=tools/go.mod
+# Everything but the daemon that speaks to libvirt is pure Go and static.
+PURE := ./cmd/troth ./cmd/troth-hook ./cmd/troth-verifierd
+# The rooms whose tests need nothing but Go; the lab, stories and real parts run under `make test`.
+FUZZTIME ?= 20s
+
+.PHONY: help deps demo test check build fmt vet lint rules short bench fuzz golden mutate soak generate clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+deps: ## install what build, tests and demo need from Debian (root)
+	@test/setup/install.sh
+
+demo: build lab ## a proven VM from one command, then the cheats (root)
+	@$(BUILD)/demo -build $(BUILD)
+
+build: deps ## build the four programs into build/
+	@mkdir -p $(BUILD)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BUILD)/ $(PURE)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BUILD)/ ./cmd/troth-hostd
+
+.PHONY: lab
+lab: ## build the lab and the demo into build/
+	@mkdir -p $(BUILD)
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BUILD)/ ./test/lab/cmd/lab ./test/demo
+
+check: deps fmt vet lint short ## format, vet, lint, rules, short tests: no root, no real parts
+
+fmt:
+	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$out" ]; then echo "not gofmt'd: $$out"; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+
+lint:
+	$(TOOL) golangci-lint run ./...
+
+rules: ## the rules of the house, as tests
+	$(GO) test ./test/rules
+
+short: ## tests that need neither root nor real parts
+	$(GO) test -short ./...
+
+test: build lab ## every test, on real swtpm, libvirtd and QEMU (root)
+	$(GO) test -timeout 20m -p 2 ./...
+
+bench: deps ## ratios measured within one run
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+
+fuzz: ## every fuzz target for FUZZTIME
+	@for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz' || :); do \
+	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+golden: ## write golden files anew; read the difference before you commit it
+	$(GO) test -short ./proof ./tpm/... ./launcher/... -update
+
+mutate: deps ## remove every check of proof.Verify, the appraisal and Decide, one at a time
+	$(GO) run ./test/mutate
+
+generate: ## write generated code anew from the OpenAPI files
+	$(GO) generate ./...
+
+clean:
+	rm -rf $(BUILD)
