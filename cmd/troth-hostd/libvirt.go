@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+
+	"troth/launcher"
+	"troth/launcher/domain"
+	"troth/launcher/virt"
+)
+
+// libvirtd is launcher/virt as the daemon knows it. It connects when it is first asked and again whenever libvirt was away.
+type libvirtd struct {
+	uri string
+	log *slog.Logger
+
+	mu    sync.Mutex
+	conn  *virt.Virt
+	watch *virt.Watch
+}
+
+func (l *libvirtd) connect(ctx context.Context) (*virt.Virt, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn != nil {
+		return l.conn, nil
+	}
+	conn, err := virt.Connect(ctx, l.uri, l.log)
+	if err != nil {
+		return nil, err
+	}
+	l.conn, l.watch = conn, conn.Watch()
+	return conn, nil
+}
+
+// Close ends the connection.
+func (l *libvirtd) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil {
+		return nil
+	}
+	l.watch.Close()
+	return l.conn.Close()
+}
+
+// found gives nil for a domain that is not there.
+func found(xml []byte, err error, none ...error) ([]byte, error) {
+	for _, n := range none {
+		if errors.Is(err, n) {
+			return nil, nil
+		}
+	}
+	return xml, err
+}
+
+// Inactive reads the definition as it can be put back, passwords of a stranger's included: it goes to the journal, which is ours alone.
+func (l *libvirtd) Inactive(ctx context.Context, id domain.UUID) ([]byte, error) {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range all {
+		if d.UUID == id.String() && d.Persistent {
+			xml, err := c.Definition(ctx, id.String())
+			return found(xml, err, virt.ErrNoDomain)
+		}
+	}
+	return nil, nil
+}
+
+func (l *libvirtd) Live(ctx context.Context, id domain.UUID) ([]byte, error) {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	xml, err := c.LiveXML(ctx, id.String())
+	return found(xml, err, virt.ErrNoDomain, virt.ErrState)
+}
+
+func (l *libvirtd) Define(ctx context.Context, xml []byte) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Define(ctx, xml)
+}
+
+func (l *libvirtd) Undefine(ctx context.Context, id domain.UUID) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = found(nil, c.Undefine(ctx, id.String()), virt.ErrNoDomain)
+	return err
+}
+
+func (l *libvirtd) CreatePaused(ctx context.Context, xml []byte) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return c.CreatePaused(ctx, xml)
+}
+
+func (l *libvirtd) Resume(ctx context.Context, id domain.UUID) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if state, err := c.State(ctx, id.String()); err == nil && (state == "running" || state == "blocked") {
+		return nil // recovery finds it so when only the note of it was lost
+	}
+	return c.Resume(ctx, id.String())
+}
+
+func (l *libvirtd) Destroy(ctx context.Context, id domain.UUID) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = found(nil, c.Destroy(ctx, id.String()), virt.ErrNoDomain)
+	return err
+}
+
+func (l *libvirtd) Process(_ context.Context, id domain.UUID) (*launcher.Process, error) {
+	p, err := virt.FindProcess(id.String())
+	if err != nil {
+		return nil, err
+	}
+	out := &launcher.Process{PID: p.PID, UID: p.UID, Exe: p.Exe}
+	for _, f := range p.Open {
+		out.Open = append(out.Open, file(f))
+	}
+	for _, f := range p.Named {
+		out.Named = append(out.Named, file(f))
+	}
+	return out, nil
+}
+
+func file(f virt.File) launcher.File {
+	return launcher.File{Path: f.Path, Dev: f.Dev, Ino: f.Ino, Writable: f.Writable, Option: f.Option}
+}
+
+func (l *libvirtd) Version(ctx context.Context) (string, error) {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return "", err
+	}
+	v, err := c.Version(ctx)
+	if err != nil {
+		return "", err
+	}
+	return "libvirt " + v.Libvirt + ", " + v.Hypervisor, nil
+}
+
+func (l *libvirtd) Running(ctx context.Context) ([]domain.UUID, error) {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var running []domain.UUID
+	for _, d := range all {
+		if d.State == "shutoff" || d.State == "none" {
+			continue
+		}
+		id, err := domain.ParseUUID(d.UUID)
+		if err != nil {
+			return nil, err
+		}
+		running = append(running, id)
+	}
+	return running, nil
+}
+
+func (l *libvirtd) Next(ctx context.Context) error {
+	if _, err := l.connect(ctx); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	w := l.watch
+	l.mu.Unlock()
+	_, _, err := w.Next(ctx)
+	return err
+}

@@ -1,0 +1,222 @@
+package ask_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"troth/hooks/ask"
+	"troth/proof"
+)
+
+// TestCodes: the numbers on the socket are the places of proof's codes in their order.
+func TestCodes(t *testing.T) {
+	codes := proof.Codes()
+	if len(codes) != len(ask.Codes()) {
+		t.Fatalf("%d codes, proof has %d", len(ask.Codes()), len(codes))
+	}
+	for i, c := range codes {
+		if got := ask.Code(i + 1).String(); got != string(c.Code) || ask.CodeOf(string(c.Code)) != ask.Code(i+1) {
+			t.Errorf("code %d is %q, proof says %q", i+1, got, c.Code)
+		}
+	}
+	for c, want := range map[ask.Code]proof.Code{
+		ask.RequestInvalid: proof.RequestInvalid, ask.Forbidden: proof.Forbidden, ask.Internal: proof.Internal,
+		ask.ConfigurationChanged: proof.ConfigurationChanged, ask.GrantMissing: proof.GrantMissing,
+		ask.HostdUnreachable: proof.HostdUnreachable, ask.NotRegistered: proof.NotRegistered,
+	} {
+		if c.String() != string(want) {
+			t.Errorf("%d is %q, want %q", c, c, want)
+		}
+	}
+	if ask.CodeOf("no such code") != ask.Internal || ask.Deny(ask.CodeNone) != ask.Deny(ask.Internal) || ask.Deny(999) != ask.Deny(ask.Internal) {
+		t.Error("a refusal without a known code is not 'internal'")
+	}
+}
+
+func FuzzQuestion(f *testing.F) {
+	q := ask.Question{Op: ask.OpPrepare, SubOp: ask.SubBegin, Flags: ask.Marked, UUID: [16]byte{1}, LaunchID: [32]byte{2}, XML: [32]byte{3}}.Encode()
+	f.Add(q[:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		q, err := ask.ParseQuestion(b)
+		if err != nil {
+			return
+		}
+		if again := q.Encode(); string(again[:]) != string(b) {
+			t.Errorf("%x is a second encoding of %+v", b, q)
+		}
+	})
+}
+
+func FuzzAnswer(f *testing.F) {
+	allow, deny := ask.Allow().Encode(), ask.Deny(ask.GrantMissing).Encode()
+	f.Add(allow[:])
+	f.Add(deny[:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a, err := ask.ParseAnswer(b)
+		if err != nil {
+			return
+		}
+		if again := a.Encode(); string(again[:]) != string(b) {
+			t.Errorf("%x is a second encoding of %+v", b, a)
+		}
+		if a.Allow != (a == ask.Allow()) {
+			t.Errorf("%+v permits", a)
+		}
+	})
+}
+
+// TestAnswerEveryBit: one flipped bit makes of no refusal a permit, and of the permit no other permit.
+func TestAnswerEveryBit(t *testing.T) {
+	for _, a := range []ask.Answer{ask.Allow(), ask.Deny(ask.GrantMissing), ask.Deny(ask.RequestInvalid)} {
+		for bit := range ask.AnswerSize * 8 {
+			b := a.Encode()
+			b[bit/8] ^= 1 << (bit % 8)
+			if got, err := ask.ParseAnswer(b[:]); err == nil && got.Allow {
+				t.Errorf("%+v with bit %d flipped permits", a, bit)
+			}
+		}
+	}
+	if contradiction := (ask.Answer{Allow: true, Code: ask.GrantMissing}).Encode(); contradiction != ask.Deny(ask.GrantMissing).Encode() {
+		t.Error("a contradiction is not a refusal")
+	}
+	if nothing := (ask.Answer{}).Encode(); nothing != ask.Deny(ask.Internal).Encode() {
+		t.Error("the zero answer is not a refusal")
+	}
+}
+
+// serve runs s on a socket of its own.
+func serve(t *testing.T, s *ask.Server) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "hook.sock")
+	l, err := ask.Listen(path, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
+var question = ask.Question{Op: ask.OpPrepare, SubOp: ask.SubBegin, Flags: ask.Marked, UUID: [16]byte{9}}
+
+// TestPeer: only the users that are named get an answer.
+func TestPeer(t *testing.T) {
+	var reported atomic.Int32
+	called := false
+	path := serve(t, &ask.Server{
+		UIDs:   []uint32{uint32(os.Getuid()) + 1},
+		Answer: func(context.Context, ask.Question) ask.Answer { called = true; return ask.Allow() },
+		Report: func(error) { reported.Add(1) },
+	})
+	if a, err := ask.Ask(path, question, time.Now()); !errors.Is(err, ask.ErrUnreachable) || a.Allow || called {
+		t.Errorf("%+v, %v, asked %v", a, err, called)
+	}
+	if reported.Load() != 1 {
+		t.Errorf("%d reports, want 1", reported.Load())
+	}
+}
+
+// TestBound: hostd judges at most MaxWaiting at once, and as many wait; the rest is turned away at once.
+func TestBound(t *testing.T) {
+	var now, most atomic.Int32
+	release := make(chan struct{})
+	path := serve(t, &ask.Server{
+		UIDs: []uint32{uint32(os.Getuid())},
+		Answer: func(context.Context, ask.Question) ask.Answer {
+			n := now.Add(1)
+			defer now.Add(-1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			<-release
+			return ask.Allow()
+		},
+	})
+	var wg sync.WaitGroup
+	var allowed atomic.Int32
+	for range 100 {
+		wg.Go(func() {
+			if a, err := ask.Ask(path, question, time.Now()); err == nil && a.Allow {
+				allowed.Add(1)
+			}
+		})
+	}
+	time.Sleep(2 * ask.FirstByte)
+	close(release)
+	wg.Wait()
+	if most.Load() != ask.MaxWaiting || allowed.Load() != ask.MaxWaiting {
+		t.Errorf("%d at once, %d permitted; want %d", most.Load(), allowed.Load(), ask.MaxWaiting)
+	}
+	if a, err := ask.Ask(path, question, time.Now()); err != nil || !a.Allow {
+		t.Errorf("after the storm: %+v, %v", a, err)
+	}
+}
+
+// TestStrangers: what is no question gets no answer and hurts nobody.
+func TestStrangers(t *testing.T) {
+	var reports sync.Map
+	path := serve(t, &ask.Server{
+		UIDs:   []uint32{uint32(os.Getuid())},
+		Answer: func(context.Context, ask.Question) ask.Answer { return ask.Allow() },
+		Report: func(err error) { reports.Store(err.Error(), true) },
+	})
+	for _, s := range []string{"", "TRQ1", strings.Repeat("x", ask.QuestionSize), strings.Repeat("\x00", 4096)} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetDeadline(time.Now().Add(ask.InAll)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(make([]byte, 8)); n != 0 || err == nil {
+			t.Errorf("%q was answered", s)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, err := ask.Ask(path, question, time.Now()); err != nil || !a.Allow {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// TestListenAgain: a socket that a dead hostd left is replaced, and one that is only told is not waited for.
+func TestListenAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "hook.sock")
+	for range 2 {
+		l, err := ask.Listen(path, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 || st.Mode()&os.ModeSocket == 0 {
+			t.Fatalf("%v, %v", st.Mode(), err)
+		}
+		begin := time.Now()
+		if err := ask.Tell(path, question); err != nil || time.Since(begin) > ask.FirstByte/2 {
+			t.Fatalf("%v after %v", err, time.Since(begin))
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := ask.Ask(path, question, time.Now()); !errors.Is(err, ask.ErrUnreachable) {
+		t.Fatal(err)
+	}
+}

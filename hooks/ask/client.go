@@ -1,0 +1,86 @@
+package ask
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"time"
+)
+
+// A hook holds the domain's lock inside libvirtd while it waits, so it waits little (the protocol's hook budget).
+const (
+	FirstByte = 200 * time.Millisecond // to connect, to ask, and to see that hostd took the question
+	InAll     = 3 * time.Second        // to the whole answer
+)
+
+// margin is what a hook needs of InAll to be started, to print its line and to end.
+const margin = 150 * time.Millisecond
+
+// connectTries bounds how often a full queue is tried again. A full queue means that hostd accepts nothing (the
+// kernel answers at once) or that a burst came within a few microseconds: the second is over in no time.
+const (
+	connectTries = 3
+	connectPause = 5 * time.Millisecond
+)
+
+// ErrUnreachable says that no answer came: nobody listens, the queue is full, hostd hangs, or what it said is
+// not an answer.
+var ErrUnreachable = errors.New("cannot get an answer from hostd")
+
+// Ask asks hostd and waits for its decision: FirstByte from now for the first byte, InAll from begin (when the hook
+// was started) for the rest. Every error is ErrUnreachable.
+func Ask(socket string, q Question, begin time.Time) (Answer, error) {
+	c, err := send(socket, q)
+	if err != nil {
+		return Answer{}, err
+	}
+	defer c.Close()
+	var b [AnswerSize]byte
+	if _, err := io.ReadFull(c, b[:1]); err != nil {
+		return Answer{}, fmt.Errorf("%w: no first byte: %w", ErrUnreachable, err)
+	}
+	if err := c.SetDeadline(begin.Add(InAll - margin)); err != nil {
+		return Answer{}, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	if _, err := io.ReadFull(c, b[1:]); err != nil {
+		return Answer{}, fmt.Errorf("%w: half an answer: %w", ErrUnreachable, err)
+	}
+	a, err := ParseAnswer(b[:])
+	if err != nil {
+		return Answer{}, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	return a, nil
+}
+
+// Tell hands hostd the question and does not wait for an answer; for the operations that nothing can veto.
+func Tell(socket string, q Question) error {
+	c, err := send(socket, q)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func send(socket string, q Question) (net.Conn, error) {
+	begin := time.Now()
+	d := net.Dialer{Deadline: begin.Add(FirstByte)}
+	c, err := d.Dial("unix", socket)
+	for try := 1; try < connectTries && errors.Is(err, syscall.EAGAIN); try++ {
+		time.Sleep(connectPause)
+		c, err = d.Dial("unix", socket)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	err = c.SetDeadline(begin.Add(FirstByte))
+	if err == nil {
+		b := q.Encode()
+		_, err = c.Write(b[:])
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreachable, err), c.Close())
+	}
+	return c, nil
+}

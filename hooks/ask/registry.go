@@ -1,0 +1,223 @@
+package ask
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Bounds of the registry: what a hook may read on every start of every domain.
+const (
+	MaxRegistry = 8 << 20 // bytes
+	MaxEntries  = 65536   // UUIDs and volumes, each
+	maxPath     = 4096    // PATH_MAX of Linux
+)
+
+// ErrDamaged says that a registry is there and cannot be believed: then every domain counts as trusted.
+// A registry that is not there at all is fs.ErrNotExist: the host is not provisioned, and only marks count.
+var ErrDamaged = errors.New("registry is damaged")
+
+// Volume is a disk image that belongs to a trusted domain: by its path, and by what the path led to.
+type Volume struct {
+	Path     string // absolute, clean
+	Dev, Ino uint64 // of the file; for a block device, of the device node. Zero and zero: not known
+}
+
+// Registry is what hostd publishes, free of secrets and readable by everyone.
+// An attacker who can change it can have a marked domain asked about or an unmarked one not asked about; the mark
+// alone still counts, and no proof can be made from it.
+type Registry struct {
+	All     bool
+	UUIDs   [][16]byte
+	Volumes []Volume
+}
+
+const registryHeader = "troth registry 1\n"
+
+// Encode gives the registry's only encoding: a header line, then sorted lines
+// 'all', 'uuid HEX', 'volume DEV INO QUOTED-PATH', then 'sha256 HEX' over everything before.
+func (r Registry) Encode() ([]byte, error) {
+	if len(r.UUIDs) > MaxEntries || len(r.Volumes) > MaxEntries {
+		return nil, fmt.Errorf("cannot encode registry: more than %d entries", MaxEntries)
+	}
+	b := make([]byte, 0, 256+64*len(r.UUIDs)+128*len(r.Volumes))
+	b = append(b, registryHeader...)
+	if r.All {
+		b = append(b, "all\n"...)
+	}
+	for _, u := range sorted(r.UUIDs, func(x, y [16]byte) int { return bytes.Compare(x[:], y[:]) }) {
+		b = append(b, "uuid "...)
+		b = hex.AppendEncode(b, u[:])
+		b = append(b, '\n')
+	}
+	for _, v := range sorted(r.Volumes, compareVolumes) {
+		if !filepath.IsAbs(v.Path) || filepath.Clean(v.Path) != v.Path || len(v.Path) > maxPath {
+			return nil, fmt.Errorf("cannot encode registry: volume path %q is not absolute and clean", v.Path)
+		}
+		b = append(b, "volume "...)
+		b = append(strconv.AppendUint(b, v.Dev, 10), ' ')
+		b = append(strconv.AppendUint(b, v.Ino, 10), ' ')
+		b = append(strconv.AppendQuoteToASCII(b, v.Path), '\n')
+	}
+	sum := sha256.Sum256(b)
+	b = append(b, "sha256 "...)
+	b = append(hex.AppendEncode(b, sum[:]), '\n')
+	if len(b) > MaxRegistry {
+		return nil, fmt.Errorf("cannot encode registry: more than %d bytes", MaxRegistry)
+	}
+	return b, nil
+}
+
+// sorted gives s in order and without repetitions. What was read from a file is so already, and hooks are in a hurry.
+func sorted[T comparable](s []T, compare func(x, y T) int) []T {
+	rises := true
+	for i := 1; i < len(s) && rises; i++ {
+		rises = compare(s[i-1], s[i]) < 0
+	}
+	if rises {
+		return s
+	}
+	s = slices.Clone(s)
+	slices.SortFunc(s, compare)
+	return slices.Compact(s)
+}
+
+func compareVolumes(x, y Volume) int {
+	if c := strings.Compare(x.Path, y.Path); c != 0 {
+		return c
+	}
+	return slices.Compare([]uint64{x.Dev, x.Ino}, []uint64{y.Dev, y.Ino})
+}
+
+// ParseRegistry reads what Encode wrote and nothing else; every error is ErrDamaged.
+func ParseRegistry(b []byte) (Registry, error) {
+	var r Registry
+	damaged := func(line int, what string) (Registry, error) {
+		return Registry{}, fmt.Errorf("%w: line %d: %s", ErrDamaged, line, what)
+	}
+	if len(b) > MaxRegistry {
+		return damaged(1, "file is too large")
+	}
+	const tail = len("sha256 ") + 2*sha256.Size + 1
+	if len(b) < len(registryHeader)+tail || string(b[:len(registryHeader)]) != registryHeader {
+		return damaged(1, "no header or no checksum")
+	}
+	body := b[:len(b)-tail]
+	sum := sha256.Sum256(body)
+	if string(b[len(b)-tail:]) != "sha256 "+hex.EncodeToString(sum[:])+"\n" {
+		return damaged(bytes.Count(b, []byte("\n")), "wrong checksum")
+	}
+	n := 1
+	for line := range strings.Lines(string(body[len(registryHeader):])) {
+		n++
+		word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		switch word {
+		case "all":
+			r.All = true
+		case "uuid":
+			u, err := hex.DecodeString(rest)
+			if err != nil || len(u) != 16 {
+				return damaged(n, "not a UUID")
+			}
+			r.UUIDs = append(r.UUIDs, [16]byte(u))
+		case "volume":
+			v, err := parseVolume(rest)
+			if err != nil {
+				return damaged(n, err.Error())
+			}
+			r.Volumes = append(r.Volumes, v)
+		default:
+			return damaged(n, "unknown entry")
+		}
+	}
+	again, err := r.Encode()
+	if err != nil || !bytes.Equal(again, b) {
+		return damaged(n, "not in canonical form")
+	}
+	return r, nil
+}
+
+func parseVolume(s string) (Volume, error) {
+	first, rest, _ := strings.Cut(s, " ")
+	second, quoted, _ := strings.Cut(rest, " ")
+	dev, err1 := strconv.ParseUint(first, 10, 64)
+	ino, err2 := strconv.ParseUint(second, 10, 64)
+	path, err3 := strconv.Unquote(quoted)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return Volume{}, errors.New("volume that cannot be read")
+	}
+	return Volume{Path: path, Dev: dev, Ino: ino}, nil
+}
+
+// ReadRegistry reads a published registry. fs.ErrNotExist: there is none. Everything else that goes wrong is
+// ErrDamaged, also a file that others than its owner can write.
+func ReadRegistry(path string) (Registry, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Registry{}, fmt.Errorf("cannot find registry: %w", err)
+	}
+	if err != nil {
+		return Registry{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return Registry{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if !st.Mode().IsRegular() || st.Mode().Perm()&0o022 != 0 {
+		return Registry{}, fmt.Errorf("%w: mode %v", ErrDamaged, st.Mode())
+	}
+	b, err := io.ReadAll(io.LimitReader(f, MaxRegistry+1))
+	if err != nil {
+		return Registry{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return ParseRegistry(b)
+}
+
+// WriteRegistry publishes r at path. A crash at any step leaves the old registry or the new one, whole: the new
+// one is written beside it and synced before it takes the name, and the name is synced before we return.
+// One writer at a time.
+func WriteRegistry(path string, r Registry) (err error) {
+	b, err := r.Encode()
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("cannot write registry: %w", err)
+	}
+	defer dir.Close()
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot write registry: %w", err) // a leftover of a crash
+	}
+	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot write registry: %w", err)
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Chmod(0o644)) // whatever the umask: hooks of any user read it
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot write registry: %w", errors.Join(err, os.Remove(fresh)))
+	}
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("cannot sync registry's directory: %w", err)
+	}
+	return nil
+}

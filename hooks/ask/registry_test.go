@@ -1,0 +1,140 @@
+package ask_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"troth/hooks/ask"
+)
+
+func sample(n int) ask.Registry {
+	var r ask.Registry
+	for i := range n {
+		r.UUIDs = append(r.UUIDs, [16]byte{byte(i), byte(i >> 8), 7})
+		r.Volumes = append(r.Volumes, ask.Volume{Path: fmt.Sprintf("/srv/images/%d.qcow2", i), Dev: 3, Ino: uint64(i)})
+	}
+	return r
+}
+
+func encode(t testing.TB, r ask.Registry) []byte {
+	t.Helper()
+	b, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestRegistryFormat pins the file's text.
+func TestRegistryFormat(t *testing.T) {
+	r := ask.Registry{
+		All:     true,
+		UUIDs:   [][16]byte{{0xff}, {1}, {0xff}},
+		Volumes: []ask.Volume{{Path: "/b \n\"ü", Dev: 1, Ino: 2}, {Path: "/a"}},
+	}
+	want := "troth registry 1\nall\nuuid 01000000000000000000000000000000\nuuid ff000000000000000000000000000000\n" +
+		"volume 0 0 \"/a\"\nvolume 1 2 \"/b \\n\\\"\\u00fc\"\nsha256 "
+	if got := string(encode(t, r)); !strings.HasPrefix(got, want) {
+		t.Errorf("got %q, want %q…", got, want)
+	}
+}
+
+// TestRegistryEveryBit: no registry with one bit changed, cut or repeated can be read.
+func TestRegistryEveryBit(t *testing.T) {
+	b := encode(t, sample(2))
+	if _, err := ask.ParseRegistry(b); err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		for bit := range 8 {
+			c := bytes.Clone(b)
+			c[i] ^= 1 << bit
+			if _, err := ask.ParseRegistry(c); !errors.Is(err, ask.ErrDamaged) {
+				t.Fatalf("byte %d bit %d: %v", i, bit, err)
+			}
+		}
+		if _, err := ask.ParseRegistry(b[:i]); !errors.Is(err, ask.ErrDamaged) {
+			t.Fatalf("first %d bytes: %v", i, err)
+		}
+	}
+	if _, err := ask.ParseRegistry(append(bytes.Clone(b), b...)); !errors.Is(err, ask.ErrDamaged) {
+		t.Fatal(err)
+	}
+}
+
+func TestRegistryRefusesPaths(t *testing.T) {
+	for _, p := range []string{"", "a", "./a", "/a/../b", "/a/", "//a", "/" + strings.Repeat("a", 5000)} {
+		if _, err := (ask.Registry{Volumes: []ask.Volume{{Path: p}}}).Encode(); err == nil {
+			t.Errorf("path %q was taken", p)
+		}
+	}
+}
+
+// TestRegistryWrite: readable by all whatever the umask, over an old one and over what a crash left behind; and when
+// it cannot be written the old one stays.
+func TestRegistryWrite(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "registry")
+	if _, err := ask.ReadRegistry(path); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ask.ErrDamaged) {
+		t.Fatalf("missing: %v", err)
+	}
+	if err := os.WriteFile(path+".new", []byte("half of a regi"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		if err := ask.WriteRegistry(path, sample(n)); err != nil {
+			t.Fatal(err)
+		}
+		r, err := ask.ReadRegistry(path)
+		if err != nil || len(r.UUIDs) != n || len(r.Volumes) != n {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o644 {
+		t.Fatalf("mode %v, %v", st.Mode(), err)
+	}
+	if err := ask.WriteRegistry(path, ask.Registry{Volumes: []ask.Volume{{Path: "relative"}}}); err == nil {
+		t.Fatal("a relative path was written")
+	}
+	if err := os.Mkdir(path+".new", 0o755); err != nil { // nothing can be written beside it
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".new/x", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask.WriteRegistry(path, sample(9)); err == nil {
+		t.Fatal("written through a directory")
+	}
+	if r, err := ask.ReadRegistry(path); err != nil || len(r.UUIDs) != 2 {
+		t.Fatalf("the old registry is gone: %+v, %v", r, err)
+	}
+}
+
+func FuzzRegistry(f *testing.F) {
+	f.Add(encode(f, sample(1)))
+	f.Add(encode(f, ask.Registry{All: true}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := ask.ParseRegistry(b)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(encode(t, r), b) {
+			t.Errorf("%q is a second encoding", b)
+		}
+	})
+}
+
+func BenchmarkParseRegistry(b *testing.B) {
+	text := encode(b, sample(1000))
+	for b.Loop() {
+		if _, err := ask.ParseRegistry(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,412 @@
+package hooks_test
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"troth/hooks"
+	"troth/hooks/ask"
+)
+
+// TestAttack runs the attacks on the gate against the real program.
+func TestAttack(t *testing.T) {
+	t.Run("R-HOOKDOWN", attackHookDown)
+	t.Run("L-STALL", attackStall)
+	t.Run("L-OPS", attackOps)
+	t.Run("L-NAME", attackName)
+	t.Run("L-MARK", attackMark)
+	t.Run("X-DEPTH", attackDepth)
+	t.Run("X-XML", attackXML)
+	t.Run("R-PANIC", attackPanic)
+}
+
+// attackHookDown: hostd stopped, hung, garbage, half an answer. Trusted domains are refused in time, others pass.
+func attackHookDown(t *testing.T) {
+	say := func(s string) func(net.Conn) {
+		return func(c net.Conn) {
+			if _, err := c.Write([]byte(s)); err != nil {
+				t.Log(err) // the hook went away first
+			}
+		}
+	}
+	for name, behave := range map[string]func(net.Conn){
+		"says nothing":         func(net.Conn) {},
+		"first byte alone":     say("T"),
+		"half an answer":       say("TRA1\x01"),
+		"garbage":              say(strings.Repeat("\xff", 64)),
+		"http":                 say("HTTP/1.1 200 OK\r\n\r\n"),
+		"permit with a code":   say("TRA1\x01\x00\x00\x1d"),
+		"refusal with no code": say("TRA1\x00\x00\x00\x00"),
+		"permit, wrong magic":  say("TRA2\x01\x00\x00\x00"),
+		"allow byte 2":         say("TRA1\x02\x00\x00\x00"),
+		"permit, padding":      say("TRA1\x01\x01\x00\x00"),
+		"unknown code":         say("TRA1\x00\x00\xff\xff"),
+		"closes at once":       func(c net.Conn) { c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.register(t, ask.Registry{UUIDs: [][16]byte{uuidOf(t, uuidText)}})
+			stop := raw(t, behave)
+			refusedAndUnharmed(t)
+			stop()
+			h.serve(t, permit) // and back: no restart of anything else
+			run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+		})
+	}
+	t.Run("stopped", func(t *testing.T) {
+		h := newHost(t)
+		stop := h.serve(t, permit)
+		run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+		stop()
+		refusedAndUnharmed(t)
+	})
+	t.Run("no socket", func(t *testing.T) {
+		newHost(t)
+		refusedAndUnharmed(t)
+	})
+	t.Run("not a socket", func(t *testing.T) {
+		newHost(t)
+		if err := os.WriteFile(hooks.SocketPath, []byte("TRA1\x01\x00\x00\x00"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		refusedAndUnharmed(t)
+	})
+	t.Run("thinks too long", func(t *testing.T) {
+		h := newHost(t)
+		h.serve(t, func(ask.Question) ask.Answer { time.Sleep(3100 * time.Millisecond); return ask.Allow() })
+		run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-").wantRefused(t, "hostd-unreachable")
+	})
+	t.Run("thinks long, not too long", func(t *testing.T) {
+		h := newHost(t)
+		h.serve(t, func(ask.Question) ask.Answer { time.Sleep(time.Second); return ask.Allow() })
+		run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+	})
+}
+
+func refusedAndUnharmed(t *testing.T) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, op := range vetoes {
+		wg.Go(func() {
+			run(t, domain(uuidText, mark, ""), "guest", op, "begin", "-").wantRefused(t, "hostd-unreachable")
+		})
+	}
+	wg.Wait()
+	for _, op := range []string{"stopped", "release"} {
+		run(t, domain(uuidText, mark, ""), "guest", op, "end", "-").wantPermitted(t)
+	}
+	run(t, domain(uuidText, mark, ""), "guest", "reconnect", "begin", "-").wantPermitted(t)
+	o := run(t, domain(otherID, "", ""), "guest", "prepare", "begin", "-")
+	o.wantPermitted(t)
+	if o.took > 500*time.Millisecond {
+		t.Errorf("an untrusted domain waited %v", o.took)
+	}
+}
+
+// attackStall: many trusted starts while hostd hangs. At most eight wait, the others are refused at once.
+func attackStall(t *testing.T) {
+	h := newHost(t)
+	l, err := ask.Listen(hooks.SocketPath, 0o600) // and never Accept
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := hooks.Gate{Registry: hooks.RegistryPath, Socket: hooks.SocketPath}
+	var waited atomic.Int32
+	var wg sync.WaitGroup
+	for range 60 {
+		wg.Go(func() {
+			begin := time.Now()
+			var line strings.Builder
+			if g.Run([]string{"guest", "prepare", "begin", "-"}, strings.NewReader(domain(uuidText, mark, "")), &line) == 0 {
+				t.Error("a trusted domain passed without hostd")
+			}
+			if time.Since(begin) >= ask.FirstByte {
+				waited.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := waited.Load(); n > ask.MaxWaiting {
+		t.Errorf("%d hooks waited, want at most %d", n, ask.MaxWaiting)
+	}
+	o := run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-")
+	o.wantRefused(t, "hostd-unreachable")
+	if o.took >= ask.FirstByte {
+		t.Errorf("after the misses a hook still waits %v", o.took)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.serve(t, permit)
+	run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+}
+
+// attackOps: operations, words and numbers of words that do not exist, and standard input that is none.
+func attackOps(t *testing.T) {
+	trusted, plain := domain(uuidText, mark, ""), domain(otherID, "", "")
+	h := newHost(t)
+	h.serve(t, permit)
+	for _, argv := range [][]string{
+		{}, {"guest"}, {"guest", "prepare"}, {"guest", "prepare", "begin"}, {"guest", "prepare", "begin", "-", "more"},
+		{"guest", "prepare", "end", "-"}, {"guest", "prepare", "-", "-"}, {"guest", "PREPARE", "begin", "-"},
+		{"guest", "attach", "begin", "-"}, {"guest", "", "begin", "-"}, {"guest", "prepare ", "begin", "-"},
+		{"guest", "stop", "end", "-"}, {"guest", "launch\n", "begin", "-"},
+	} {
+		t.Run(strings.Join(argv, " "), func(t *testing.T) {
+			run(t, trusted, argv...).wantRefused(t, "forbidden")
+			if o := run(t, plain, argv...); o.status != 0 || o.stderr != "troth: allowed: unknown operation\n" {
+				t.Errorf("untrusted: exit %d, %q", o.status, o.stderr)
+			}
+		})
+	}
+	t.Run("never vetoed", func(t *testing.T) {
+		h.serve(t, func(ask.Question) ask.Answer { return ask.Deny(ask.GrantMissing) })
+		before := len(h.questions())
+		for _, argv := range [][]string{
+			{"guest", "stopped", "end", "-"}, {"guest", "release", "end", "-"}, {"guest", "reconnect", "begin", "-"},
+			{"guest", "release", "end", "destroyed"}, {"guest", "reconnect", "begin"}, {"guest", "reconnect"},
+			{"guest", "reconnect", "begin", "-", "a newer libvirt"},
+		} {
+			run(t, trusted, argv...).wantPermitted(t)
+			run(t, "", argv...).wantPermitted(t)
+			run(t, "<domain", argv...).wantPermitted(t)
+		}
+		eventually(t, func() bool { return len(h.questions()) == before+7 })
+		run(t, trusted, "guest", "prepare", "begin", "-").wantRefused(t, "grant-missing")
+	})
+	t.Run("stdin", func(t *testing.T) {
+		metadata := func(n int) string {
+			return "<metadata><x:a xmlns:x='urn:x'>" + strings.Repeat("y", n) + "</x:a></metadata>"
+		}
+		run(t, "", "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		run(t, " \n", "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		run(t, domain(otherID, metadata(4<<20), ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+		run(t, domain(otherID, metadata(9<<20), ""), "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		run(t, plain[:len(plain)/2], "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		run(t, plain+plain, "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		r, w, err := os.Pipe() // never written, never closed
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		runEnv(t, nil, r, "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+	})
+}
+
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(3 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("did not happen within 3 s")
+		}
+	}
+}
+
+// attackName: a domain's name decides nothing and is printed nowhere.
+func attackName(t *testing.T) {
+	h := newHost(t)
+	h.register(t, ask.Registry{UUIDs: [][16]byte{uuidOf(t, uuidText)}})
+	for _, name := range []string{
+		"", "..", ".", "/", "-rf --x $(id) ..", "--help", "-", "a b", "line\nbreak", "\x01\x1b[2J\x7f", "\xff\xfe", "guest;reboot",
+		strings.Repeat("n", 4096), otherID, uuidText, "reconnect", "'\"`",
+	} {
+		run(t, domain(uuidText, mark, ""), name, "prepare", "begin", "-").wantRefused(t, "hostd-unreachable")
+		run(t, domain(otherID, "", ""), name, "prepare", "begin", "-").wantPermitted(t)
+	}
+	// Names in the XML: the registered UUID counts, whatever the name says; two names are a second reading.
+	renamed := strings.Replace(domain(uuidText, "", ""), "<name>guest</name>", "<name>../"+otherID+"</name>", 1)
+	run(t, renamed, "guest", "prepare", "begin", "-").wantRefused(t, "hostd-unreachable")
+	for _, second := range []string{"<name>b</name>", "<x:name xmlns:x='urn:x'>b</x:name>"} {
+		two := strings.Replace(domain(otherID, "", ""), "<name>", second+"<name>", 1)
+		run(t, two, "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+	}
+}
+
+// attackMark: the mark stripped, disguised or forged; the UUID changed; a registered volume by another path.
+func attackMark(t *testing.T) {
+	dir := t.TempDir()
+	image := filepath.Join(dir, "disk.img")
+	if err := os.WriteFile(image, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dev, ino := identity(t, image)
+	link, hard, moved := filepath.Join(dir, "link"), filepath.Join(dir, "hard"), filepath.Join(dir, "gone.img")
+	if err := os.Symlink(image, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(image, hard); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "other.img")
+	if err := os.WriteFile(other, []byte("y"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t)
+	h.register(t, ask.Registry{
+		UUIDs:   [][16]byte{uuidOf(t, uuidText)},
+		Volumes: []ask.Volume{{Path: image, Dev: dev, Ino: ino}, {Path: moved}},
+	})
+	stop := h.serve(t, permit) // even a hostd that says yes to everything
+	t.Run("stripped", func(t *testing.T) {
+		run(t, domain(uuidText, "", ""), "guest", "prepare", "begin", "-").wantRefused(t, "configuration-changed")
+		run(t, domain(strings.ToUpper(uuidText), "", ""), "guest", "prepare", "begin", "-").wantRefused(t, "configuration-changed")
+	})
+	stop()
+	for name, metadata := range map[string]string{
+		"other prefix":      `<metadata><x:launch xmlns:x="urn:troth:launch:v1"/></metadata>`,
+		"default namespace": `<metadata><launch xmlns="urn:troth:launch:v1"/></metadata>`,
+		"prefix above":      `<metadata xmlns:x="urn:troth:launch:v1"><x:launch/></metadata>`,
+		"deeper":            `<metadata><a:b xmlns:a="urn:a"><x:launch xmlns:x="urn:troth:launch:v1"/></a:b></metadata>`,
+		"character refs":    `<metadata><x:launch xmlns:x="urn:troth:launch&#58;v1"/></metadata>`,
+		"newer version":     `<metadata><x:launch xmlns:x="urn:troth:launch:v9"/></metadata>`,
+		"not in metadata":   `<x:launch xmlns:x="urn:troth:launch:v1"/>`,
+		"rebound prefix":    `<metadata><x:a xmlns:x="urn:x"><x:launch xmlns:x="urn:troth:launch:v1"/></x:a></metadata>`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, domain(otherID, metadata, ""), "guest", "prepare", "begin", "-").wantRefused(t, "hostd-unreachable")
+		})
+	}
+	for name, metadata := range map[string]string{
+		"two marks":       `<metadata><x:launch xmlns:x="urn:troth:launch:v1"/><y:launch xmlns:y="urn:troth:launch:v1"/></metadata>`,
+		"short id":        `<metadata><x:launch xmlns:x="urn:troth:launch:v1" id="00"/></metadata>`,
+		"upper-case id":   `<metadata><x:launch xmlns:x="urn:troth:launch:v1" id="` + strings.ToUpper(launchID) + `"/></metadata>`,
+		"unbound prefix":  `<metadata><troth:launch/></metadata>`,
+		"emptied prefix":  `<metadata><troth:launch xmlns:troth=""/></metadata>`,
+		"second metadata": `<x:metadata xmlns:x="urn:x"/>`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, domain(otherID, metadata, ""), "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		})
+	}
+	for name, d := range map[string]string{
+		"volume by its path":      disk(image),
+		"volume by symbolic link": disk(link),
+		"volume by hard link":     disk(hard),
+		"volume by dots":          disk(dir + "/./x/../disk.img"),
+		"volume by slashes":       disk(strings.ReplaceAll(image, "/", "//")),
+		"volume by reference":     disk(strings.Replace(image, "d", "&#100;", 1)),
+		"volume that is away":     disk(moved),
+		"volume in json":          `<disk><source file='json:{"driver":"raw","file":{"filename":"` + image + `"}}'/></disk>`,
+		"volume of a pool":        `<disk type='volume'><source pool='default' volume='disk.img'/></disk>`,
+		"volume as backing file":  `<disk><source file='` + other + `'/><backingStore><source file='` + image + `'/></backingStore></disk>`,
+		"volume as a kernel":      `<kernel>` + image + `</kernel>`,
+		"volume as an argument":   `<qemu:arg value='-drive file=` + image + `,if=virtio'/>`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, domain(otherID, "", strings.ReplaceAll(d, `"`, "&quot;")), "guest", "prepare", "begin", "-").wantRefused(t, "hostd-unreachable")
+		})
+	}
+	for name, xml := range map[string]string{
+		"other disk":       domain(otherID, "", disk(other)),
+		"disk not there":   domain(otherID, "", disk("/nonexistent/disk")),
+		"longer path":      domain(otherID, "", `<disk><source file='json:{"filename":"`+image+`2"}'/></disk>`),
+		"comment":          domain(otherID, `<!-- <x:launch xmlns:x="urn:troth:launch:v1"/> -->`, ""),
+		"text":             domain(otherID, `<description>urn:troth:launch:v1 &lt;troth:launch/&gt; /a/b</description>`, ""),
+		"attribute":        domain(otherID, `<metadata><a:b xmlns:a="urn:a" c="urn:troth:launch:v1"/></metadata>`, ""),
+		"declared, unused": domain(otherID, `<metadata><a:b xmlns:a="urn:a" xmlns:t="urn:troth:launch:v1"/></metadata>`, ""),
+	} {
+		t.Run("honest/"+name, func(t *testing.T) {
+			run(t, strings.ReplaceAll(xml, `{"filename":"`+image+`2"}`, "{&quot;filename&quot;:&quot;"+image+"2&quot;}"),
+				"guest", "prepare", "begin", "-").wantPermitted(t)
+		})
+	}
+}
+
+// attackDepth: depth, size and number. An untrusted domain may have what libvirt itself accepts.
+func attackDepth(t *testing.T) {
+	newHost(t)
+	nested := func(n int) string {
+		return "<metadata><x:a xmlns:x='urn:x'>" + strings.Repeat("<b>", n) + strings.Repeat("</b>", n) + "</x:a></metadata>"
+	}
+	run(t, domain(otherID, nested(200), ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+	run(t, domain(otherID, nested(300), ""), "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+	run(t, domain(otherID, nested(1_000_000), ""), "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+	run(t, strings.Repeat("<domain>", 1_000_000), "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+	var attrs strings.Builder
+	for i := range 500_000 {
+		attrs.WriteString(" a")
+		for n := i; ; n /= 26 {
+			attrs.WriteByte(byte('a' + n%26))
+			if n < 26 {
+				break
+			}
+		}
+		attrs.WriteString("=''")
+	}
+	run(t, domain(otherID, "<metadata><x:a xmlns:x='urn:x'"+attrs.String()+"/></metadata>", ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+	run(t, domain(otherID, "<metadata>"+strings.Repeat("<a/>", 1_000_000)+"</metadata>", ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+	run(t, domain(otherID, "<metadata>"+many("<x%d:a xmlns:x%d='urn:x'>", 200)+many("</x%d:a>", -200)+"</metadata>", ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+	run(t, domain(otherID, "<metadata><a "+many("xmlns:x%d='urn:x' ", 100_000)+">"+strings.Repeat("<y:a/>", 500_000)+"</a></metadata>", ""), "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+	run(t, domain(otherID, "", strings.Repeat("<s f='/'/>", 100_000)), "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+}
+
+// many repeats a format with a number in it, counting down if n is negative.
+func many(format string, n int) string {
+	var b strings.Builder
+	for i := range max(n, -n) {
+		if n < 0 {
+			i = -n - 1 - i
+		}
+		b.WriteString(strings.ReplaceAll(format, "%d", strconv.Itoa(i)))
+	}
+	return b.String()
+}
+
+// attackXML: documents that libvirt and Go could read differently.
+func attackXML(t *testing.T) {
+	newHost(t)
+	plain := domain(otherID, "", "")
+	uuid := "<uuid>" + otherID + "</uuid>"
+	for name, xml := range map[string]string{
+		"doctype":          "<!DOCTYPE domain>" + plain,
+		"entities":         `<!DOCTYPE d [<!ENTITY u "` + uuidText + `">]>` + strings.Replace(plain, otherID, "&u;", 1),
+		"unknown entity":   strings.Replace(plain, otherID, "&u;", 1),
+		"utf-16":           "\xff\xfe<\x00d\x00",
+		"latin-1":          `<?xml version="1.0" encoding="ISO-8859-1"?>` + plain,
+		"two uuids":        strings.Replace(plain, uuid, uuid+"<uuid>"+uuidText+"</uuid>", 1),
+		"namespaced uuid":  strings.Replace(plain, uuid, "<x:uuid xmlns:x='urn:x'>"+uuidText+"</x:uuid>"+uuid, 1),
+		"no uuid":          strings.Replace(plain, uuid, "", 1),
+		"empty uuid":       strings.Replace(plain, otherID, "", 1),
+		"uuid no hyphens":  strings.Replace(plain, otherID, strings.ReplaceAll(otherID, "-", ""), 1),
+		"uuid with spaces": strings.Replace(plain, otherID, " "+otherID, 1),
+		"uuid in pieces":   strings.Replace(plain, otherID, otherID[:8]+"<!-- -->"+otherID[8:], 1),
+		"uuid with child":  strings.Replace(plain, otherID, otherID+"<a/>", 1),
+		"default ns":       strings.Replace(plain, "<domain ", "<domain xmlns='urn:x' ", 1),
+		"other root":       strings.ReplaceAll(plain, "domain", "network"),
+		"duplicate attr":   strings.Replace(plain, "type='qemu'", "type='qemu' type='kvm'", 1),
+		"two colons":       strings.Replace(plain, "<devices>", "<devices><a:b:c/>", 1),
+		"unbound prefix":   strings.Replace(plain, "<devices>", "<devices><a:b/>", 1),
+		"wrong end":        strings.Replace(plain, "</os>", "</oss>", 1),
+		"trailing text":    plain + "x",
+		"nul":              plain + "\x00",
+		"control byte":     strings.Replace(plain, "guest", "gu\x01st", 1),
+		"bad utf-8":        strings.Replace(plain, "guest", "gu\xffst", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, xml, "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		})
+	}
+	run(t, plain, "guest", "prepare", "begin", "-").wantPermitted(t)
+	run(t, `<?xml version="1.0" encoding="UTF-8"?>`+"\n"+plain, "guest", "prepare", "begin", "-").wantPermitted(t)
+}
+
+// attackPanic: hostd panics over a question; the next one is answered.
+func attackPanic(t *testing.T) {
+	h := newHost(t)
+	h.serve(t, func(q ask.Question) ask.Answer {
+		if q.Op == ask.OpStart {
+			panic("a fault in hostd")
+		}
+		return ask.Allow()
+	})
+	run(t, domain(uuidText, mark, ""), "guest", "start", "begin", "-").wantRefused(t, "internal")
+	run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-").wantPermitted(t)
+}

@@ -1,0 +1,142 @@
+package hostd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"troth/hooks/ask"
+	"troth/launcher"
+	"troth/launcher/domain"
+)
+
+// HookSocket answers troth-hook. A start of our own is told by its one-time launch id, each operation of it once; whatever else the hook holds
+// for trusted has no grant. It looks at memory alone and never calls libvirt, which holds the domain's lock until the hook ends.
+type HookSocket struct {
+	Script string // what libvirt runs
+	UIDs   []uint32
+	Log    *slog.Logger
+	// Heard is told of every question that was refused, and of ended guests. It must not block.
+	Heard func(q ask.Question, allowed bool)
+
+	mu       sync.Mutex
+	expected map[[32]byte]*expected
+	serving  atomic.Bool
+	last     atomic.Int64 // unix seconds of the last question
+}
+
+// expected is one announced start.
+type expected struct {
+	socket *HookSocket
+	uuid   domain.UUID
+	id     [32]byte
+	seen   map[ask.Op]bool
+}
+
+// Ready implements launcher.Hook.
+func (h *HookSocket) Ready() error {
+	if !h.serving.Load() {
+		return errors.New("nobody serves the hook's socket")
+	}
+	return CheckScript(h.Script)
+}
+
+// CheckScript says why libvirt would not run the hook: it takes a hook that is missing or not executable for a permit.
+func CheckScript(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("the hook is not installed: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0 {
+		return fmt.Errorf("the hook %s is not an executable file", path)
+	}
+	return nil
+}
+
+// LastAsked is when a hook asked for the last time; zero: never.
+func (h *HookSocket) LastAsked() time.Time {
+	if at := h.last.Load(); at != 0 {
+		return time.Unix(at, 0)
+	}
+	return time.Time{}
+}
+
+// Expect implements launcher.Hook.
+func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte) launcher.Expected {
+	e := &expected{socket: h, uuid: uuid, id: launchID, seen: map[ask.Op]bool{}}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.expected == nil {
+		h.expected = map[[32]byte]*expected{}
+	}
+	h.expected[launchID] = e
+	return e
+}
+
+// Called implements launcher.Expected.
+func (e *expected) Called() bool {
+	e.socket.mu.Lock()
+	defer e.socket.mu.Unlock()
+	return e.seen[ask.OpPrepare] && e.seen[ask.OpStart]
+}
+
+// Done implements launcher.Expected.
+func (e *expected) Done() {
+	e.socket.mu.Lock()
+	defer e.socket.mu.Unlock()
+	delete(e.socket.expected, e.id)
+}
+
+// Run serves the socket until ctx ends.
+func (h *HookSocket) Run(ctx context.Context, l net.Listener) error {
+	h.serving.Store(true)
+	defer h.serving.Store(false)
+	server := &ask.Server{Answer: h.answer, UIDs: h.UIDs, Report: func(err error) { h.Log.Warn("hook socket", "error", err.Error()) }}
+	return server.Serve(ctx, l)
+}
+
+func (h *HookSocket) answer(_ context.Context, q ask.Question) ask.Answer {
+	h.last.Store(time.Now().Unix())
+	a := h.judge(q)
+	if !a.Allow {
+		h.Log.Warn("refused a hook", "uuid", domain.UUID(q.UUID).String(), "op", q.Op.String(), "subop", q.SubOp.String(), "code", a.Code.String())
+	}
+	if h.Heard != nil {
+		h.Heard(q, a.Allow)
+	}
+	return a
+}
+
+// judge decides one question.
+func (h *HookSocket) judge(q ask.Question) ask.Answer {
+	switch q.Op {
+	case ask.OpStopped, ask.OpRelease, ask.OpReconnect:
+		return ask.Allow() // nothing to veto: the hook only tells; denying a reconnect would kill a guest that libvirt merely lost sight of
+	case ask.OpPrepare, ask.OpStart, ask.OpStarted:
+		if q.LaunchID != [32]byte{} {
+			return h.own(q)
+		}
+	}
+	return ask.Deny(ask.GrantMissing)
+}
+
+// own decides a question that carries a launch id.
+func (h *HookSocket) own(q ask.Question) ask.Answer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := h.expected[q.LaunchID]
+	if e == nil || e.uuid != domain.UUID(q.UUID) || q.SubOp != ask.SubBegin || e.seen[q.Op] {
+		return ask.Deny(ask.GrantMissing)
+	}
+	if q.Op != ask.OpPrepare && !e.seen[ask.OpPrepare] {
+		return ask.Deny(ask.GrantMissing) // another order than libvirt's is not libvirt's start
+	}
+	e.seen[q.Op] = true
+	return ask.Allow()
+}

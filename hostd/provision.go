@@ -1,0 +1,74 @@
+package hostd
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"troth/proof"
+	"troth/tpm"
+	"troth/tpm/chip"
+	vapi "troth/verifier/api"
+)
+
+// Provisioned is what provisioning ended with, for the person who approves it.
+type Provisioned struct {
+	Name  string   `json:"name"`
+	State string   `json:"state"` // at the verifier: pending or approved
+	EKs   []string `json:"eks"`   // SHA-256 of the public areas, hex: what the operator compares
+	AK    string   `json:"ak"`    // Name
+	SPKI  string   `json:"spki"`
+}
+
+// Provisioner is what provisioning needs of the chip.
+type Provisioner interface {
+	Provision(ctx context.Context) (*chip.Identity, error)
+	CertifySRK(ctx context.Context, extraData []byte) (tpm.Quote, error)
+	ActivateCredential(ctx context.Context, blob, encrypted []byte) ([]byte, error)
+}
+
+// Provision makes the TPM's keys and enrols the host. It may be repeated: keys that are there stay, and the verifier knows the same identity again.
+func Provision(ctx context.Context, name string, c Provisioner, v *Verifiers, id *Identity) (*Provisioned, error) {
+	// A crash after this leaves keys in the TPM that the next call finds.
+	keys, err := c.Provision(ctx)
+	if err != nil {
+		return nil, chipRefusal(err)
+	}
+	ak, err := tpm.ParseAK(keys.AKPublic)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the attestation key: %w", err)
+	}
+	out := &Provisioned{Name: name, AK: ak.Name().String(), SPKI: id.SPKI.String()}
+	request := vapi.EnrolmentRequest{Name: name, Ak: keys.AKPublic, Srk: keys.SRKPublic}
+	for _, ek := range keys.EKs {
+		if len(ek.Certificate) == 0 {
+			return nil, proof.Refuse(proof.EvidenceInvalid, "the TPM has no EK certificate, so nobody can say what it is")
+		}
+		request.Eks = append(request.Eks, vapi.EK{Certificate: ek.Certificate, Public: ek.Public})
+		sum := sha256.Sum256(ek.Public)
+		out.EKs = append(out.EKs, hex.EncodeToString(sum[:]))
+	}
+	challenge, err := v.Challenge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	request.Challenge = challenge.Challenge
+	certification, err := c.CertifySRK(ctx, proof.EnrolExtraData(challenge.Challenge, id.SPKI))
+	if err != nil {
+		return nil, chipRefusal(err)
+	}
+	request.SrkCertification = vapi.Signed{Message: certification.Message, Signature: certification.Signature}
+	// A crash from here on leaves an enrolment at the verifier that expires by itself.
+	enrolment, err := v.Enrol(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := c.ActivateCredential(ctx, enrolment.Credential, enrolment.EncryptedSecret)
+	if err != nil {
+		return nil, chipRefusal(err)
+	}
+	defer clear(secret)
+	out.State, err = v.Activate(ctx, enrolment.Id, secret)
+	return out, err
+}

@@ -1,0 +1,120 @@
+// Package secret puts what a guest may know where QEMU reads it, and carries challenges to the guest.
+//
+// It promises that a guest's secret stands in one file, readable by its owner alone, in a folder that nobody else can list, on a file system that
+// is memory (run_dir), from just before QEMU starts until just after; and that what it says to a guest and hears from it is bounded in bytes and time.
+// It trusts the kernel, and libvirt to hand the file to QEMU's user. Root on this host can read the file: what root may be is what was measured.
+package secret
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"troth/launcher/domain"
+	"troth/proof"
+)
+
+// Room is the folder run_dir/guest with one folder for each domain.
+type Room struct {
+	dir string
+	uid int // who QEMU runs as, -1 when it is not known
+	gid int
+}
+
+// Open makes the folder if it is not there. uid and gid are QEMU's, who makes the channel's socket in a domain's folder; -1: ours.
+func Open(dir string, uid, gid int) (*Room, error) {
+	r := &Room{dir: filepath.Join(dir, "guest"), uid: uid, gid: gid}
+	if err := os.MkdirAll(r.dir, 0o711); err != nil {
+		return nil, fmt.Errorf("cannot make the folder of guests: %w", err)
+	}
+	// Names inside are UUIDs that libvirt shows anyway; QEMU's user has to pass through.
+	if err := os.Chmod(r.dir, 0o711); err != nil {
+		return nil, fmt.Errorf("cannot make the folder of guests: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Room) of(id domain.UUID) string { return filepath.Join(r.dir, id.String()) }
+
+// Channel makes the domain's folder and returns where the socket of its channel will be.
+func (r *Room) Channel(id domain.UUID) (string, error) {
+	dir := r.of(id)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("cannot make the folder of a guest: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil || !info.IsDir() {
+		return "", fmt.Errorf("cannot use the folder of a guest: %w", errors.Join(err, fs.ErrInvalid))
+	}
+	if r.uid >= 0 {
+		// QEMU's user owns the folder to make the socket in it; it is not ours, so we keep in by our group.
+		if err := os.Chown(dir, r.uid, os.Getegid()); err != nil {
+			return "", fmt.Errorf("cannot give the folder of a guest to QEMU: %w", err)
+		}
+		if err := os.Chmod(dir, 0o770); err != nil {
+			return "", fmt.Errorf("cannot give the folder of a guest to QEMU: %w", err)
+		}
+	}
+	path := filepath.Join(dir, "channel.sock")
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("cannot remove an old channel: %w", err)
+	}
+	return path, nil
+}
+
+// File is where the guest's secret stands while QEMU starts. It is beside the domain's folder, which QEMU's user could fill with links.
+func (r *Room) File(id domain.UUID) string { return filepath.Join(r.dir, id.String()+".secret") }
+
+// Put writes the file, mode 0600. Whatever stood there before is removed first.
+func (r *Room) Put(id domain.UUID, content proof.Secret) error {
+	if err := r.Remove(id); err != nil {
+		return err
+	}
+	fd, err := unix.Open(r.File(id), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot make the file of a guest's secret: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "guest secret")
+	_, err = f.Write(content.Reveal())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("cannot write the file of a guest's secret: %w", errors.Join(err, r.Remove(id)))
+	}
+	return nil
+}
+
+// Remove removes the file.
+func (r *Room) Remove(id domain.UUID) error {
+	if err := os.Remove(r.File(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot remove the file of a guest's secret: %w", err)
+	}
+	return nil
+}
+
+// Forget removes the domain's folder and file.
+func (r *Room) Forget(id domain.UUID) error {
+	if err := r.Remove(id); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(r.of(id)); err != nil {
+		return fmt.Errorf("cannot remove the folder of a guest: %w", err)
+	}
+	return nil
+}
+
+// Sweep removes every secret that a crash left behind. It runs at start, before anything else uses the room.
+func (r *Room) Sweep() error {
+	left, err := filepath.Glob(filepath.Join(r.dir, "*.secret"))
+	if err != nil {
+		return fmt.Errorf("cannot look for old secrets: %w", err)
+	}
+	for _, path := range left {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("cannot remove an old secret: %w", err)
+		}
+	}
+	return nil
+}

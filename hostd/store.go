@@ -1,0 +1,48 @@
+package hostd
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"troth/hostd/journal"
+	"troth/launcher"
+)
+
+// entries is the journal as launcher.Journal: one JSON document a line.
+type entries struct{ j *journal.Journal }
+
+// Append implements launcher.Journal.
+func (e entries) Append(entry *launcher.Entry) error {
+	b, err := json.Marshal(entry)
+	if err != nil {
+		return fmt.Errorf("cannot encode a journal entry: %w", err)
+	}
+	return e.j.Append(b)
+}
+
+// OpenBook opens the journal in state_dir/journal and replays it.
+func OpenBook(fs journal.FS, dir string, now func() time.Time, changed func()) (*launcher.Book, *journal.Journal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("cannot make the journal's folder: %w", err)
+	}
+	j, records, err := journal.Open(fs, filepath.Join(dir, "launches"))
+	if err != nil {
+		return nil, nil, err
+	}
+	found := make([]*launcher.Entry, 0, len(records))
+	for i, r := range records {
+		e := &launcher.Entry{}
+		if err := json.Unmarshal(r, e); err != nil {
+			return nil, nil, fmt.Errorf("cannot read entry %d of the journal: %w", i, err)
+		}
+		found = append(found, e)
+	}
+	book, err := launcher.NewBook(entries{j}, now, changed, found)
+	if err != nil {
+		return nil, nil, err
+	}
+	return book, j, nil
+}

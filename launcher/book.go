@@ -1,0 +1,312 @@
+package launcher
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"troth/proof"
+)
+
+// States of a domain.
+const (
+	StateLaunching = "launching"
+	StateProved    = "proved"
+	StateStopped   = "stopped"
+	StateRefused   = "refused"
+)
+
+// maxHistory bounds what is kept of a domain's past, and maxEnded how many ended launches are kept.
+const (
+	maxHistory = 32
+	maxEnded   = 1024
+	maxDomains = 4096
+)
+
+// Domain is what the book knows of one domain. Values that readers get are copies.
+type Domain struct {
+	UUID, Name    string
+	State         string
+	Registered    bool // belongs to hostd: in the registry that hooks read
+	Launch        string
+	Since         int64
+	TokenText     string
+	Token         proof.Digest
+	Configuration proof.Digest
+	Request       []byte
+	Link          *proof.Digest // of the newest proved launch
+	Attempt       uint32        // of that link
+	Proof         []byte        // of the newest proved launch
+	Volumes       []Volume
+	Refusal       *proof.Refusal // of the newest launch that was refused, or why the guest is gone
+	History       []Entry        // newest last; without bulk
+}
+
+// Record is what the book knows of one launch.
+type Record struct {
+	Launch, UUID, Asked string
+	Reached             string // the newest of the Wrote constants
+	Granted             bool   // libvirt may have heard of it
+	TokenText           string
+	Token, Link         proof.Digest
+	Configuration       proof.Digest
+	Request             []byte
+	Attempt             uint32
+	Previous            []byte
+	Proof               []byte
+	Refusal             *proof.Refusal
+	At                  int64
+}
+
+// Ended says that nothing is left to do for the launch.
+func (r *Record) Ended() bool { return r.Reached == WroteRunning || r.Reached == WroteRefused }
+
+// chain is where a token's chain stands as far as this host moved it.
+type chain struct {
+	head    *proof.Digest // newest link of ours that was opened
+	attempt uint32        // attempts used for the next link
+}
+
+// Book is the state that the journal's entries make. Replaying the journal and normal operation go through the same apply,
+// so that recovery is not a second program.
+type Book struct {
+	journal Journal
+	now     func() time.Time
+	changed func() // after every entry; may be nil
+
+	mu       sync.Mutex
+	domains  map[string]*Domain
+	launches map[string]*Record
+	ended    []string
+	chains   map[proof.Digest]*chain
+	owed     []ChainEvent
+}
+
+// NewBook replays the entries that were found in the journal.
+func NewBook(j Journal, now func() time.Time, changed func(), found []*Entry) (*Book, error) {
+	b := &Book{journal: j, now: now, changed: changed, domains: map[string]*Domain{}, launches: map[string]*Record{}, chains: map[proof.Digest]*chain{}}
+	for i, e := range found {
+		if err := b.apply(e); err != nil {
+			return nil, fmt.Errorf("cannot replay entry %d of the journal: %w", i, err)
+		}
+	}
+	return b, nil
+}
+
+// Write puts the entry into the journal, and then into the book. After an error it is in neither, or in the journal alone as after a crash.
+func (b *Book) Write(e *Entry) error {
+	e.At = b.now().Unix()
+	if err := b.journal.Append(e); err != nil {
+		return fmt.Errorf("cannot write journal: %w", err)
+	}
+	b.mu.Lock()
+	err := b.apply(e)
+	b.mu.Unlock()
+	if err == nil && b.changed != nil {
+		b.changed()
+	}
+	return err
+}
+
+// apply is the whole meaning of the journal.
+func (b *Book) apply(e *Entry) error {
+	switch e.What {
+	case WroteEvent:
+		if e.Event == nil {
+			return fmt.Errorf("%s without an event", e.What)
+		}
+		b.moved(*e.Event)
+		b.owed = append(b.owed, *e.Event)
+		return nil
+	case WroteTold:
+		if len(b.owed) == 0 {
+			return fmt.Errorf("%s, but nothing was owed", e.What)
+		}
+		b.owed = b.owed[1:]
+		return nil
+	}
+	d := b.domains[e.UUID]
+	if d == nil {
+		if e.UUID == "" || (e.What != WroteIntent && e.What != WroteRefused) {
+			return fmt.Errorf("%s of an unknown domain %q", e.What, e.UUID)
+		}
+		d = &Domain{UUID: e.UUID}
+		b.domains[e.UUID] = d
+	}
+	r := b.launches[e.Launch]
+	if r == nil {
+		if e.What != WroteIntent && e.What != WroteRefused && e.What != WroteForgotten && e.What != WroteStopped {
+			return fmt.Errorf("%s of an unknown launch %q", e.What, e.Launch)
+		}
+		r = &Record{Launch: e.Launch, UUID: e.UUID, Asked: e.Asked, At: e.At}
+		if e.Launch != "" && (e.What == WroteIntent || e.What == WroteRefused) {
+			b.launches[e.Launch] = r
+		}
+	}
+	b.applyLaunch(e, d, r)
+	return nil
+}
+
+func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
+	switch e.What {
+	case WroteIntent:
+		r.Token, r.Link, r.Attempt, r.TokenText, r.Configuration, r.Request = *e.Token, *e.Link, e.Attempt, e.TokenText, *e.Configuration, e.Request
+		d.Name, d.State, d.Launch, d.Refusal = e.Name, StateLaunching, e.Launch, nil
+		b.chain(*e.Token).attempt = e.Attempt
+	case WroteGranted:
+		r.Granted, r.Previous, d.Registered, d.Volumes = true, e.Previous, true, e.Volumes
+	case WroteProved:
+		r.Proof = e.Proof
+		d.Proof, d.Link, d.Attempt = e.Proof, &r.Link, r.Attempt
+		d.TokenText, d.Token, d.Configuration, d.Request = r.TokenText, r.Token, r.Configuration, r.Request
+	case WroteRunning:
+		d.State = StateProved
+		b.end(r)
+	case WroteFailed:
+		r.Refusal = e.Refusal
+	case WroteRefused:
+		b.refused(e, d, r)
+	case WroteStopped:
+		d.State, d.Refusal = StateStopped, e.Refusal
+	case WroteForgotten:
+		delete(b.domains, e.UUID)
+		return
+	}
+	if e.What != WroteStopped {
+		r.Reached = e.What
+	}
+	d.Since = e.At
+	past := Entry{What: e.What, At: e.At, Launch: e.Launch, Refusal: e.Refusal}
+	if d.History = append(d.History, past); len(d.History) > maxHistory {
+		d.History = d.History[1:]
+	}
+}
+
+// refused ends a launch. One that was refused before it meant anything to the chain changes nothing of a domain that was there before.
+func (b *Book) refused(e *Entry, d *Domain, r *Record) {
+	r.Refusal, d.Refusal = e.Refusal, e.Refusal
+	if r.Reached == "" && d.State != "" {
+		b.end(r)
+		return
+	}
+	d.State, d.Launch = StateRefused, e.Launch
+	if e.Name != "" {
+		d.Name = e.Name
+	}
+	if r.Proof != nil { // it was never handed out
+		d.Proof, d.Link, r.Proof = nil, nil, nil
+	}
+	if d.Proof == nil {
+		d.Registered, d.Volumes = false, nil
+	}
+	if c := b.chain(r.Token); e.Unmoved && c.attempt == r.Attempt {
+		c.attempt--
+	}
+	b.end(r)
+}
+
+// end keeps the newest ended launches and forgets older ones.
+func (b *Book) end(r *Record) {
+	r.Previous, r.Request = nil, nil
+	b.ended = append(b.ended, r.Launch)
+	if len(b.ended) > maxEnded {
+		delete(b.launches, b.ended[0])
+		b.ended = b.ended[1:]
+	}
+}
+
+func (b *Book) chain(token proof.Digest) *chain {
+	c := b.chains[token]
+	if c == nil {
+		c = &chain{}
+		b.chains[token] = c
+	}
+	return c
+}
+
+func (b *Book) moved(e ChainEvent) {
+	if e.Event == EventOpen {
+		link := e.Link
+		*b.chain(e.Token) = chain{head: &link}
+	}
+}
+
+// Next says what the next link of a token follows, and which attempt at it this is.
+func (b *Book) Next(token proof.Digest) (previous *proof.Digest, attempt uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.chain(token)
+	return c.head, c.attempt + 1
+}
+
+// Domain returns a copy of what is known of a domain, or nil.
+func (b *Book) Domain(uuid string) *Domain {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.domains[uuid].copy()
+}
+
+func (d *Domain) copy() *Domain {
+	if d == nil {
+		return nil
+	}
+	c := *d
+	c.History = slices.Clone(d.History)
+	return &c
+}
+
+// Keeps says whether the book has room for a domain: what was never granted is kept for people, and not without bound.
+func (b *Book) Keeps(uuid string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.domains[uuid] != nil || len(b.domains) < maxDomains
+}
+
+// Domains returns copies of all, by UUID.
+func (b *Book) Domains() []*Domain {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []*Domain
+	for _, uuid := range slices.Sorted(maps.Keys(b.domains)) {
+		all = append(all, b.domains[uuid].copy())
+	}
+	return all
+}
+
+// Launch returns a copy of what is known of a launch, or nil.
+func (b *Book) Launch(id string) *Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := b.launches[id]
+	if r == nil {
+		return nil
+	}
+	c := *r
+	return &c
+}
+
+// Unended lists the launches that a crash cut short.
+func (b *Book) Unended() []*Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []*Record
+	for _, id := range slices.Sorted(maps.Keys(b.launches)) {
+		if r := b.launches[id]; !r.Ended() {
+			c := *r
+			all = append(all, &c)
+		}
+	}
+	return all
+}
+
+// Owed returns the oldest chain event that the verifier has not taken, and how many there are.
+func (b *Book) Owed() (oldest ChainEvent, n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.owed) > 0 {
+		oldest = b.owed[0]
+	}
+	return oldest, len(b.owed)
+}

@@ -1,0 +1,496 @@
+package launcher
+
+import (
+	"fmt"
+	"time"
+
+	"troth/launcher/domain"
+	"troth/proof"
+	"troth/tpm"
+)
+
+// Facts is everything that the decision rests on. A step that could not do its part leaves its field empty and its refusal in Failed;
+// an empty field is never taken for a passed check.
+type Facts struct {
+	Failed []*proof.Refusal // of the steps before: strict reading, measuring, attesting, release, unseal
+
+	Action      string         // what was asked for
+	Config      *domain.Config // what is to run, read strictly
+	Token       proof.Digest   // of the token's text
+	Header      *proof.Header  // of the token
+	Measured    *Measured      // what the images held when they were hashed
+	Recheck     []*proof.Refusal
+	HookFailure string // why the hook cannot answer; empty when it can
+
+	Epoch *Epoch        // the verdict
+	AK    tpm.Name      // of the key in this TPM
+	SPKI  proof.Digest  // of this daemon's TLS key
+	Now   time.Duration // CLOCK_BOOTTIME
+
+	Statement *proof.Statement
+	Link      proof.Digest // of the statement's bytes, as they were sent
+	Receipt   *proof.Receipt
+	Released  *proof.Released
+}
+
+// Measured are the digests of what a domain boots and reads.
+type Measured struct {
+	Firmware, Kernel, Initrd, CommandLine *proof.Digest
+	Disks                                 []proof.StatementDisk
+}
+
+// Permit says that Decide saw no reason against this very launch. Only Decide makes one.
+type Permit struct {
+	uuid   domain.UUID
+	link   proof.Digest
+	config proof.Digest
+}
+
+// check is one reason to refuse.
+type check func(f *Facts) *proof.Refusal
+
+// checks run in this order, the order of the codes in PROTOCOL.md §9. All of them run: the first refusal leads, the others are named in Also.
+var checks = []check{
+	judged,             // whatever the verifier found, by its own code
+	asked,              // request-invalid
+	tokenNamed,         // token-invalid
+	receiptNamed,       // evidence-invalid
+	complete,           // internal: a step was left out
+	dynamicLaunch,      // no-dynamic-launch
+	notRebooted,        // host-rebooted
+	notRelaunched,      // host-relaunched
+	samePCRs,           // pcr-mismatch
+	profileMet,         // profile-not-met
+	verdictThere,       // verdict-missing
+	verdictFresh,       // verdict-stale
+	verdictOurs,        // verdict-for-other-host
+	verdictAffirming,   // verdict-contraindicated
+	unsealed,           // sealed-to-other-state
+	nonceWhole,         // sealed-blob-damaged
+	tokenInTime,        // token-expired
+	linkOurs,           // token-used
+	guestPinned,        // token-constraint
+	configurationSame,  // configuration-changed
+	everythingMeasured, // image-not-measured
+	imagesSame,         // image-changed
+	hookLive,           // hook-not-live
+}
+
+// Decide permits a launch or says why not. It is pure: what it does not find in f does not count.
+func Decide(f Facts) (Permit, *proof.Refusal) {
+	refusals := append([]*proof.Refusal(nil), f.Failed...)
+	for _, c := range checks {
+		refusals = append(refusals, c(&f))
+	}
+	if first := proof.First(refusals); first != nil {
+		return Permit{}, first
+	}
+	return Permit{uuid: f.Config.UUID, link: f.Link, config: f.Config.Digest()}, nil
+}
+
+// judged: what the verifier found against this host leads with its own code and facts.
+func judged(f *Facts) *proof.Refusal {
+	if f.Epoch != nil && f.Epoch.Against != nil {
+		return f.Epoch.Against
+	}
+	return nil
+}
+
+// asked: only what was asked for is launched, under the identity of the configuration that was read.
+func asked(f *Facts) *proof.Refusal {
+	if f.Action != proof.ActionStart {
+		return proof.Refuse(proof.RequestInvalid, "this action is not known", proof.Fact{Name: "action", Want: proof.ActionStart, Got: f.Action})
+	}
+	s := f.Statement
+	if s == nil || f.Config == nil {
+		return nil
+	}
+	if s.Action != f.Action || s.Mode != proof.ModePaused {
+		return proof.Refuse(proof.RequestInvalid, "the statement says another action than the one asked for",
+			proof.Fact{Name: "action", Want: f.Action + " paused", Got: s.Action + " " + s.Mode})
+	}
+	if s.UUID != f.Config.UUID.String() || s.Name != f.Config.Name {
+		return proof.Refuse(proof.RequestInvalid, "the statement names another domain",
+			proof.Fact{Name: "domain", Want: f.Config.UUID.String() + " " + f.Config.Name, Got: s.UUID + " " + s.Name})
+	}
+	return nil
+}
+
+// tokenNamed: statement and receipt are about the token that was handed in.
+func tokenNamed(f *Facts) *proof.Refusal {
+	if f.Statement != nil && f.Statement.Token != f.Token {
+		return differ(proof.TokenInvalid, "the statement names another token", "token", f.Token, f.Statement.Token)
+	}
+	if f.Receipt != nil && f.Receipt.Token != f.Token {
+		return differ(proof.TokenInvalid, "the receipt names another token", "token", f.Token, f.Receipt.Token)
+	}
+	return nil
+}
+
+// receiptNamed: the receipt is about this statement and this verdict.
+func receiptNamed(f *Facts) *proof.Refusal {
+	if f.Receipt == nil {
+		return nil
+	}
+	if f.Receipt.Statement != f.Link {
+		return differ(proof.EvidenceInvalid, "the receipt names another statement", "statement", f.Link, f.Receipt.Statement)
+	}
+	if f.Epoch != nil && f.Receipt.Verdict != f.Epoch.Digest {
+		return differ(proof.EvidenceInvalid, "the receipt names another verdict", "verdict", f.Epoch.Digest, f.Receipt.Verdict)
+	}
+	return nil
+}
+
+// complete: every step was done. A step that failed has said so in Failed.
+func complete(f *Facts) *proof.Refusal {
+	if len(f.Failed) > 0 {
+		return nil
+	}
+	if f.Config == nil {
+		return missing("the domain was not read")
+	}
+	if f.Header == nil {
+		return missing("the token was not read")
+	}
+	if f.Measured == nil {
+		return missing("nothing was measured")
+	}
+	if f.Statement == nil {
+		return missing("there is no statement")
+	}
+	if f.Receipt == nil {
+		return missing("there is no receipt")
+	}
+	return nil
+}
+
+func missing(sentence string) *proof.Refusal { return proof.Refuse(proof.Internal, sentence) }
+
+// dynamicLaunch: whatever the verifier found, PCRs of a host without a dynamic launch permit nothing.
+func dynamicLaunch(f *Facts) *proof.Refusal {
+	if f.Epoch == nil {
+		return nil
+	}
+	if err := f.Epoch.PCRs.DynamicLaunch(); err != nil {
+		return proof.Refuse(proof.NoDynamicLaunch, err.Error())
+	}
+	return nil
+}
+
+// notRebooted: the verdict is about this boot.
+func notRebooted(f *Facts) *proof.Refusal {
+	if f.Epoch == nil || f.Epoch.Verdict == nil {
+		return nil
+	}
+	if want, got := f.Epoch.Verdict.Counters.Reset, f.Epoch.Counters.Reset; want != got {
+		return proof.Refuse(proof.HostRebooted, "the TPM was reset since the verdict", numbers("resetCount", want, got))
+	}
+	return nil
+}
+
+// notRelaunched: the verdict is about this launch of this boot; a second identical one leaves the PCRs equal.
+func notRelaunched(f *Facts) *proof.Refusal {
+	if f.Epoch == nil || f.Epoch.Verdict == nil {
+		return nil
+	}
+	if want, got := f.Epoch.Verdict.Counters.Restart, f.Epoch.Counters.Restart; want != got {
+		return proof.Refuse(proof.HostRelaunched, "a dynamic launch or a resume took place since the verdict", numbers("restartCount", want, got))
+	}
+	return nil
+}
+
+// samePCRs: the verdict was made from the values that this TPM quoted.
+func samePCRs(f *Facts) *proof.Refusal {
+	if f.Epoch == nil || f.Epoch.Verdict == nil {
+		return nil
+	}
+	got, err := f.Epoch.PCRs.Digest(f.Epoch.Verdict.Selection)
+	if err != nil {
+		return proof.Refuse(proof.PCRMismatch, "the verdict selects PCRs that were not quoted", proof.Fact{Name: "selection", Value: err.Error()})
+	}
+	if want := f.Epoch.Verdict.PCRDigest; got != want {
+		return differ(proof.PCRMismatch, "the verdict was made from other PCR values", "pcr digest", proof.Digest(want), proof.Digest(got))
+	}
+	return nil
+}
+
+// profileMet: the verdict says that this host meets the token's profile, by name and by content.
+func profileMet(f *Facts) *proof.Refusal {
+	if f.Header == nil || f.Epoch == nil || f.Epoch.Verdict == nil {
+		return nil
+	}
+	if f.Epoch.Verdict.Status != proof.Affirming {
+		return nil // such a verdict names no profile at all: verdictAffirming refuses it
+	}
+	want := f.Header.Profile
+	got := "none of that name"
+	for _, p := range f.Epoch.Verdict.Profiles {
+		if p == want {
+			return nil
+		}
+		if p.Name == want.Name {
+			got = p.Digest.String()
+		}
+	}
+	return proof.Refuse(proof.ProfileNotMet, fmt.Sprintf("this host does not meet the profile %q of the token", want.Name),
+		proof.Fact{Name: "profile " + want.Name, Want: want.Digest.String(), Got: got})
+}
+
+// verdictThere: no verdict, no launch.
+func verdictThere(f *Facts) *proof.Refusal {
+	if f.Epoch == nil && len(f.Failed) == 0 {
+		return proof.Refuse(proof.VerdictMissing, "this host has no verdict")
+	}
+	if f.Epoch != nil && f.Epoch.Verdict == nil {
+		return proof.Refuse(proof.VerdictMissing, "this host has no verdict")
+	}
+	return nil
+}
+
+// verdictFresh: age counts from sending the evidence, on a clock that nobody sets.
+func verdictFresh(f *Facts) *proof.Refusal {
+	if f.Epoch == nil || f.Epoch.Verdict == nil {
+		return nil
+	}
+	if age, life := f.Now-f.Epoch.Sent, f.Epoch.Lifetime(); age < 0 || age > life {
+		return proof.Refuse(proof.VerdictStale, "the verdict is older than it may be",
+			proof.Fact{Name: "age", Want: "at most " + life.String(), Got: age.Round(time.Millisecond).String()})
+	}
+	return nil
+}
+
+// verdictOurs: verdict and statement are about this TPM, this TLS key and each other.
+func verdictOurs(f *Facts) *proof.Refusal {
+	if f.Epoch == nil || f.Epoch.Verdict == nil {
+		return nil
+	}
+	v := f.Epoch.Verdict
+	if v.Host != f.AK {
+		return differ(proof.VerdictForOtherHost, "the verdict is about another TPM key", "host", f.AK, v.Host)
+	}
+	if v.Confirmation != f.SPKI {
+		return differ(proof.VerdictForOtherHost, "the verdict is bound to another TLS key", "cnf", f.SPKI, v.Confirmation)
+	}
+	s := f.Statement
+	if s == nil {
+		return nil
+	}
+	if s.Host != f.AK {
+		return differ(proof.VerdictForOtherHost, "the statement names another host", "host", f.AK, s.Host)
+	}
+	if s.Verdict != f.Epoch.Digest {
+		return differ(proof.VerdictForOtherHost, "the statement names another verdict", "verdict", f.Epoch.Digest, s.Verdict)
+	}
+	return nil
+}
+
+// verdictAffirming: the verifier found nothing against this host.
+func verdictAffirming(f *Facts) *proof.Refusal {
+	if f.Epoch == nil || f.Epoch.Verdict == nil {
+		return nil
+	}
+	if v := f.Epoch.Verdict; v.Status != proof.Affirming {
+		facts := []proof.Fact{{Name: "status", Want: proof.Affirming, Got: v.Status}}
+		for _, failed := range v.Failed {
+			facts = append(facts, proof.Fact{Name: "failed", Value: failed})
+		}
+		return proof.Refuse(proof.VerdictContraindicated, "the verifier found against this host", facts...)
+	}
+	return nil
+}
+
+// unsealed: a nonce came out of this TPM, now.
+func unsealed(f *Facts) *proof.Refusal {
+	if f.Released == nil && len(f.Failed) == 0 {
+		return proof.Refuse(proof.SealedToOtherState, "no nonce was unsealed")
+	}
+	return nil
+}
+
+// nonceWhole: a short nonce would make a weak MAC.
+func nonceWhole(f *Facts) *proof.Refusal {
+	if f.Released == nil {
+		return nil
+	}
+	if n := f.Released.Nonce.Len(); n != 32 {
+		return proof.Refuse(proof.SealedBlobDamaged, "the nonce has a wrong length", numbers("bytes", 32, uint32(n)))
+	}
+	return nil
+}
+
+// tokenInTime: by the verifier's clock, which dated the receipt; the host's clock is never asked.
+func tokenInTime(f *Facts) *proof.Refusal {
+	if f.Header == nil || f.Receipt == nil {
+		return nil
+	}
+	at := f.Receipt.IssuedAt
+	if f.Receipt.Link <= 1 && at > f.Header.Expiry {
+		return proof.Refuse(proof.TokenExpired, "the token's time for a first release is over", seconds("expiry", f.Header.Expiry, at))
+	}
+	if at > f.Header.ChainExpiry {
+		return proof.Refuse(proof.TokenExpired, "the time of the token's chain is over", seconds("chain_expiry", f.Header.ChainExpiry, at))
+	}
+	return nil
+}
+
+// linkOurs: the receipt moved the chain by the link that was stated.
+func linkOurs(f *Facts) *proof.Refusal {
+	if f.Receipt == nil || f.Statement == nil {
+		return nil
+	}
+	if want, got := text(f.Statement.Previous), text(f.Receipt.Previous); want != got {
+		return proof.Refuse(proof.TokenUsed, "the receipt follows another link", proof.Fact{Name: "previous", Want: want, Got: got})
+	}
+	if want, got := f.Statement.Attempt, f.Receipt.Attempt; want != got {
+		return proof.Refuse(proof.TokenUsed, "the receipt is for another attempt", numbers("attempt", want, got))
+	}
+	return nil
+}
+
+// guestPinned: what leaves hostd for the guest goes only to a guest of which everything that it boots is measured, and into which nobody types.
+func guestPinned(f *Facts) *proof.Refusal {
+	if f.Released == nil || f.Config == nil || f.Measured == nil {
+		return nil
+	}
+	if !f.Released.GuestAllowed {
+		if !f.Released.Secret.IsZero() {
+			return proof.Refuse(proof.TokenConstraint, "a secret was released for a guest that may get none")
+		}
+		return nil
+	}
+	if f.Config.Interactive() {
+		return proof.Refuse(proof.TokenConstraint, "the guest gets a secret, and its domain is interactive",
+			proof.Fact{Name: "interactive", Want: "no", Got: "yes"})
+	}
+	if f.Measured.Firmware == nil && f.Measured.Kernel == nil {
+		return proof.Refuse(proof.TokenConstraint, "the guest gets a secret, and neither its kernel nor its firmware was measured",
+			proof.Fact{Name: "boots", Want: "kernel or firmware", Got: "the machine's BIOS from a disk"})
+	}
+	return nil
+}
+
+// configurationSame: the statement says the configuration that was read.
+func configurationSame(f *Facts) *proof.Refusal {
+	if f.Config == nil || f.Statement == nil {
+		return nil
+	}
+	if want, got := f.Config.Digest(), f.Statement.Configuration; want != got {
+		return differ(proof.ConfigurationChanged, "the statement says another configuration", "configuration", want, got)
+	}
+	if want, got := interactive(f.Config), f.Statement.Interactive; want != got {
+		return proof.Refuse(proof.ConfigurationChanged, "the statement says otherwise whether the domain is interactive",
+			proof.Fact{Name: "interactive", Want: want, Got: got})
+	}
+	return nil
+}
+
+// everythingMeasured: whatever the configuration boots or reads has a digest.
+func everythingMeasured(f *Facts) *proof.Refusal {
+	if f.Config == nil || f.Measured == nil {
+		return nil
+	}
+	b, m := f.Config.Boot, f.Measured
+	if b.Firmware != "" && m.Firmware == nil {
+		return unmeasured(b.Firmware)
+	}
+	if b.Kernel != "" && (m.Kernel == nil || m.CommandLine == nil) {
+		return unmeasured(b.Kernel)
+	}
+	if b.Initrd != "" && m.Initrd == nil {
+		return unmeasured(b.Initrd)
+	}
+	digests := map[string]*proof.Digest{}
+	for _, d := range m.Disks {
+		digests[d.Target] = d.Digest
+	}
+	for _, d := range f.Config.Disks {
+		if d.Source != "" && d.ReadOnly && digests[d.Target] == nil {
+			return unmeasured(d.Source)
+		}
+	}
+	return nil
+}
+
+func unmeasured(path string) *proof.Refusal {
+	return proof.Refuse(proof.ImageNotMeasured, "an image has no digest", proof.Fact{Name: "path", Value: path})
+}
+
+// imagesSame: the statement says what was measured, and no image changed since.
+func imagesSame(f *Facts) *proof.Refusal {
+	if len(f.Recheck) > 0 {
+		return proof.First(f.Recheck)
+	}
+	if f.Measured == nil || f.Statement == nil {
+		return nil
+	}
+	m, s := f.Measured, f.Statement.Measurements
+	for _, p := range []struct {
+		name      string
+		want, got *proof.Digest
+	}{{"firmware", m.Firmware, s.Firmware}, {"kernel", m.Kernel, s.Kernel}, {"initrd", m.Initrd, s.Initrd}, {"command line", m.CommandLine, s.CommandLine}} {
+		if want, got := text(p.want), text(p.got); want != got {
+			return proof.Refuse(proof.ImageChanged, "the statement says another digest than was measured", proof.Fact{Name: p.name, Want: want, Got: got})
+		}
+	}
+	if want, got := disks(m.Disks), disks(f.Statement.Disks); want != got {
+		return proof.Refuse(proof.ImageChanged, "the statement says other disks than were measured", proof.Fact{Name: "disks", Want: want, Got: got})
+	}
+	return nil
+}
+
+// hookLive: while nobody answers the hook the gate is shut, and our own start could not be told from another's.
+func hookLive(f *Facts) *proof.Refusal {
+	if f.HookFailure != "" {
+		return proof.Refuse(proof.HookNotLive, "the hook cannot be answered", proof.Fact{Name: "hook", Value: f.HookFailure})
+	}
+	return nil
+}
+
+func interactive(c *domain.Config) string {
+	if c.Interactive() {
+		return proof.InteractiveYes
+	}
+	return proof.InteractiveNo
+}
+
+func differ(c proof.Code, sentence, name string, want, got fmt.Stringer) *proof.Refusal {
+	return proof.Refuse(c, sentence, proof.Fact{Name: name, Want: want.String(), Got: got.String()})
+}
+
+func numbers(name string, want, got uint32) proof.Fact {
+	return proof.Fact{Name: name, Want: fmt.Sprint(want), Got: fmt.Sprint(got)}
+}
+
+func seconds(name string, until, at int64) proof.Fact {
+	return proof.Fact{Name: name, Want: "at most " + time.Unix(until, 0).UTC().Format(time.RFC3339), Got: time.Unix(at, 0).UTC().Format(time.RFC3339)}
+}
+
+func text(d *proof.Digest) string {
+	if d == nil {
+		return "none"
+	}
+	return d.String()
+}
+
+func disks(all []proof.StatementDisk) string {
+	s := ""
+	for _, d := range all {
+		s += fmt.Sprintf("%s %s read-only=%v %s;", d.Target, d.Mode, d.ReadOnly, text(d.Digest))
+	}
+	return s
+}
+
+// local are the checks that need no answer of the verifier.
+var local = []check{
+	judged, asked, tokenNamed, dynamicLaunch, notRebooted, notRelaunched, samePCRs, profileMet, verdictThere, verdictFresh, verdictOurs,
+	verdictAffirming, configurationSame, everythingMeasured, imagesSame, hookLive,
+}
+
+// Rehearse runs the checks that need no answer of the verifier: before asking it, and for a dry run. It permits nothing.
+func Rehearse(f Facts) *proof.Refusal {
+	refusals := append([]*proof.Refusal(nil), f.Failed...)
+	for _, c := range local {
+		refusals = append(refusals, c(&f))
+	}
+	return proof.First(refusals)
+}

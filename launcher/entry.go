@@ -1,0 +1,52 @@
+package launcher
+
+import "troth/proof"
+
+// What an entry says. A launch writes intent, granted, proved, running in this order, or ends at any of them with refused.
+const (
+	WroteIntent    = "intent"    // a release is about to be asked for: the chain may move from here on
+	WroteGranted   = "granted"   // Decide permitted it: libvirt may hear of the domain from here on
+	WroteProved    = "proved"    // the proof is made: the guest may run from here on
+	WroteRunning   = "running"   // the guest was resumed
+	WroteFailed    = "failed"    // the launch is being undone, and why
+	WroteRefused   = "refused"   // the launch ended, and everything is as it was before
+	WroteStopped   = "stopped"   // the guest ended, on request or by itself
+	WroteForgotten = "forgotten" // the domain is no longer registered
+	WroteEvent     = "event"     // a chain event is owed to the verifier
+	WroteTold      = "told"      // the oldest owed chain event was taken
+)
+
+// Entry is one line of the journal. Fields that an entry of its kind does not need are empty. It holds no secret: the token is
+// encrypted to the verifier, and the previous definition is what libvirt shows to anyone who may define domains here.
+type Entry struct {
+	What   string `json:"what"`
+	At     int64  `json:"at"` // unix seconds
+	Launch string `json:"launch,omitempty"`
+	UUID   string `json:"uuid,omitempty"`
+
+	// intent
+	Name          string        `json:"name,omitempty"`
+	Request       []byte        `json:"request,omitempty"` // the domain's XML as it was asked for
+	Asked         string        `json:"asked,omitempty"`   // digest of the API request, for its idempotency key
+	TokenText     string        `json:"token_text,omitempty"`
+	Token         *proof.Digest `json:"token,omitempty"`
+	Configuration *proof.Digest `json:"configuration,omitempty"`
+	Link          *proof.Digest `json:"link,omitempty"`
+	Attempt       uint32        `json:"attempt,omitempty"`
+
+	// granted: what to put back if the launch does not end well; empty when nothing was defined
+	Previous []byte   `json:"previous,omitempty"`
+	Volumes  []Volume `json:"volumes,omitempty"`
+
+	Proof   []byte         `json:"proof,omitempty"`   // proved
+	Refusal *proof.Refusal `json:"refusal,omitempty"` // failed, refused, stopped
+	Unmoved bool           `json:"unmoved,omitempty"` // refused: the verifier said no, so the token's chain did not move
+	Event   *ChainEvent    `json:"event,omitempty"`   // event
+}
+
+// Volume is a file that belongs to a registered domain alone.
+type Volume struct {
+	Path string `json:"path"`
+	Dev  uint64 `json:"dev"`
+	Ino  uint64 `json:"ino"`
+}

@@ -1,0 +1,469 @@
+package launcher
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"troth/launcher/domain"
+	"troth/proof"
+	"troth/tpm/pcr"
+)
+
+// attempt is one launch under way: what it knows, and how far the world has changed because of it.
+type attempt struct {
+	*Launcher
+	req Request
+	w   Watcher
+
+	token    *proof.SealedToken
+	config   *domain.Config
+	images   *held
+	measured *Measured
+	epoch    *Epoch
+	facts    Facts
+
+	statement []byte
+	link      proof.Digest
+	number    uint32
+	last      *proof.Digest // of the chain, when the verifier knows better than our book
+	release   Release
+	permit    Permit
+
+	intent  bool // the journal says that the chain may move
+	unmoved bool // the verifier refused, so that it did not
+	granted bool // the journal says that libvirt may hear of the domain
+	before  []byte
+}
+
+// Launch runs one launch to its end: the guest runs and its proof is in the journal, or nothing is left of the launch but the refusal.
+func (l *Launcher) Launch(ctx context.Context, req Request, w Watcher) (out *Outcome, refusal *proof.Refusal) {
+	a := &attempt{Launcher: l, req: req, w: w, images: &held{}}
+	defer func() {
+		if err := a.images.close(); err != nil {
+			l.Log.Warn("cannot close an image", "launch", req.ID, "error", err.Error())
+		}
+	}()
+
+	// Step 1: read strictly. A crash here loses a request; nothing has changed.
+	w.Step(StepRead)
+	if refusal := a.read(); refusal != nil {
+		return nil, refusal
+	}
+	free, refusal := l.claim(a.config.UUID)
+	if refusal != nil {
+		return nil, refusal
+	}
+	defer free()
+	out, refusal = a.guarded(ctx)
+	if refusal != nil {
+		a.undo(ctx, refusal)
+		return nil, refusal
+	}
+	return out, nil
+}
+
+// guarded makes a panic a refusal, so that it is undone like every other.
+func (a *attempt) guarded(ctx context.Context) (out *Outcome, refusal *proof.Refusal) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.Log.Error("panic in a launch", "launch", a.req.ID, "panic", fmt.Sprint(p))
+			out, refusal = nil, proof.Refuse(proof.Internal, "the launch failed in a way that nobody foresaw")
+		}
+	}()
+	return a.run(ctx)
+}
+
+// read reads token and domain.
+func (a *attempt) read() *proof.Refusal {
+	var err error
+	if a.token, err = proof.ParseToken(a.req.Token); err != nil {
+		return proof.Refuse(proof.TokenInvalid, err.Error())
+	}
+	if a.config, err = domain.Read(a.req.Domain, domain.Request); err != nil {
+		return Refusal(StepRead, err)
+	}
+	if a.config.UUID.IsZero() {
+		var id domain.UUID
+		rand.Read(id[:])
+		id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // RFC 9562, version 4
+		a.config.SetUUID(id)
+	}
+	a.w.Domain(a.config.UUID.String(), a.config.Name)
+	a.facts = Facts{Action: a.req.Action, Config: a.config, Token: a.token.Digest(), Header: &a.token.Header}
+	return nil
+}
+
+// run is PROTOCOL.md §6 from measuring to the running guest. Each step says what holds if we crash in it.
+func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
+	l, c, w := a.Launcher, a.config, a.w
+	uuid := c.UUID.String()
+
+	// Still step 1: measure through open descriptors. A crash here gives the leases back; nothing has changed.
+	w.Step(StepMeasure)
+	if live, err := l.Virt.Live(ctx, c.UUID); err != nil {
+		return nil, Refusal(StepMeasure, err)
+	} else if live != nil {
+		return nil, proof.Refuse(proof.RequestInvalid, "the domain runs already: stop it first", proof.Fact{Name: "uuid", Value: uuid})
+	}
+	previous, _ := l.Book.Next(a.facts.Token)
+	var err error
+	if a.images, a.measured, err = l.measure(ctx, c, previous == nil, w); err != nil {
+		a.images = &held{}
+		return nil, Refusal(StepMeasure, err)
+	}
+	a.facts.Measured = a.measured
+
+	// Step 2: verdict, statement, release, unseal. A crash before the intent is written changes nothing; after it the token's chain may have
+	// moved by a link of ours: recovery reports that link aborted. Libvirt has not heard of the domain.
+	released, refusal := a.obtain(ctx)
+	if refusal != nil || a.req.DryRun {
+		return &Outcome{UUID: uuid, Would: a.facts.Statement}, refusal
+	}
+	defer released.Nonce.Forget()
+	defer released.Secret.Forget()
+	coming := l.quotes.announce()
+	defer coming()
+
+	// Still step 2: the decision. Images and hook are asked once more, since hashing and the network took their time.
+	w.Step(StepDecide)
+	a.facts.Recheck = a.images.recheck()
+	a.facts.HookFailure = reason(l.Hook.Ready())
+	a.facts.Now = l.Clock.Boot()
+	if a.permit, refusal = Decide(a.facts); refusal != nil {
+		return nil, refusal
+	}
+
+	// Step 2 ends: the grant, with what is to be put back. A crash after it: recovery destroys, puts back, reports aborted.
+	w.Step(StepGrant)
+	if a.before, err = l.Virt.Inactive(ctx, c.UUID); err != nil {
+		return nil, Refusal(StepGrant, err)
+	}
+	if err := l.Book.Write(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Previous: a.before, Volumes: a.images.volumes()}); err != nil {
+		return nil, Refusal(StepGrant, err)
+	}
+	a.granted = true
+
+	// Step 5 begins early: the quote is with the chip while libvirt works. It names a link that has no MAC yet; a crash loses it.
+	quoted := a.quote(ctx, coming)
+
+	// Step 3: define what we emit, and read it back. A crash here leaves our definition and the guest's secret in a file of its owner
+	// alone, with nothing running: recovery puts the previous definition back and removes the file.
+	w.Step(StepDefine)
+	added, err := a.prepareGuest(released)
+	if err != nil {
+		return nil, Refusal(StepDefine, err)
+	}
+	if err := l.define(ctx, a.permit, c, added); err != nil {
+		return nil, Refusal(StepDefine, err)
+	}
+
+	// Step 4: create paused, under an id that only this start carries. A crash here leaves a paused guest that never ran: recovery destroys it.
+	w.Step(StepCreate)
+	rand.Read(added.LaunchID[:])
+	called, err := a.create(ctx, added)
+	if err != nil {
+		return nil, Refusal(StepCreate, err)
+	}
+	if !called {
+		return nil, proof.Refuse(proof.HookNotLive, "libvirt started the domain without asking the hook")
+	}
+
+	// Still step 4: compare what runs with what was permitted. A crash here is the same as one at creating.
+	w.Step(StepCompare)
+	if err := a.compare(ctx, added); err != nil {
+		return nil, Refusal(StepCompare, err)
+	}
+
+	// Step 5: quote, MAC, journal. A crash before the journal has the proof: no proof exists, recovery destroys the paused guest.
+	// A crash after it: recovery compares once more and resumes.
+	w.Step(StepQuote)
+	q := <-quoted
+	if q.err != nil {
+		return nil, Refusal(StepQuote, q.err)
+	}
+	w.Step(StepProve)
+	proved, err := a.prove(q, released.Nonce)
+	if err != nil {
+		return nil, Refusal(StepProve, err)
+	}
+	if err := l.Book.Write(&Entry{What: WroteProved, Launch: a.req.ID, UUID: uuid, Proof: proved}); err != nil {
+		return nil, Refusal(StepProve, err)
+	}
+
+	// Step 6: only now it runs. A crash before or after resuming: the proof is in the journal, and recovery finds the guest paused or running.
+	w.Step(StepResume)
+	if err := l.Virt.Resume(ctx, c.UUID); err != nil {
+		return nil, Refusal(StepResume, err)
+	}
+	l.finish(ctx, a.req.ID, uuid, a.event(EventOpen))
+	w.Step(StepDone)
+	return &Outcome{UUID: uuid, Proof: proved}, nil
+}
+
+func reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// obtain gets verdict, receipt and nonce. A verdict that the verifier finds stale heals itself: attest and ask once more.
+func (a *attempt) obtain(ctx context.Context) (*proof.Released, *proof.Refusal) {
+	if !a.req.DryRun {
+		// An abort of an earlier attempt that was never told would make the verifier refuse this one.
+		if err := a.Tell(ctx); err != nil {
+			return nil, Refusal(StepRelease, err)
+		}
+	}
+	healed := map[proof.Code]bool{}
+	for {
+		released, refusal := a.obtainOnce(ctx)
+		if refusal == nil || healed[refusal.Code] {
+			return released, refusal
+		}
+		healed[refusal.Code] = true
+		switch refusal.Code {
+		case proof.VerdictStale, proof.VerdictMissing:
+			if err := a.Epochs.Renew(ctx); err != nil {
+				return nil, proof.First([]*proof.Refusal{refusal, Refusal(StepVerdict, err)})
+			}
+		case proof.TokenUsed:
+			// The chain was moved by another host: the verifier says which link is the last one.
+			if !a.follow(refusal) {
+				return nil, refusal
+			}
+		default:
+			return nil, refusal
+		}
+	}
+}
+
+// follow takes the last link of the chain from a refusal that names it.
+func (a *attempt) follow(r *proof.Refusal) bool {
+	for _, f := range r.Facts {
+		if f.Name != "previous" {
+			continue
+		}
+		last, err := proof.ParseDigest(f.Want)
+		if err == nil {
+			a.last = &last
+		}
+		return err == nil
+	}
+	return false
+}
+
+func (a *attempt) obtainOnce(ctx context.Context) (*proof.Released, *proof.Refusal) {
+	// The epoch is held until the nonce is out, so that the release key which it is sealed to stays in the TPM.
+	a.w.Step(StepVerdict)
+	epoch, done, err := a.Epochs.Hold(ctx)
+	if err != nil {
+		return nil, Refusal(StepVerdict, err)
+	}
+	defer done()
+	a.epoch, a.facts.Epoch, a.facts.AK, a.facts.SPKI = epoch, epoch, epoch.AK, epoch.SPKI
+
+	a.w.Step(StepStatement)
+	if refusal := a.state(); refusal != nil {
+		return nil, refusal
+	}
+	a.facts.Recheck = a.images.recheck()
+	a.facts.HookFailure = reason(a.Hook.Ready())
+	a.facts.Now = a.Clock.Boot()
+	if refusal := Rehearse(a.facts); refusal != nil || a.req.DryRun {
+		return nil, refusal // before anything leaves this host
+	}
+
+	a.w.Step(StepRelease)
+	coming := a.unseals.announce()
+	defer coming()
+	if refusal := a.ask(ctx); refusal != nil {
+		return nil, refusal
+	}
+
+	a.w.Step(StepUnseal)
+	o, err := a.unseals.join(ctx, sealed{proof.ReceiptDigest(a.release.Receipt), a.release.Sealed}, coming)
+	if err != nil {
+		return nil, Refusal(StepUnseal, err)
+	}
+	if o.refusal != nil {
+		return nil, o.refusal
+	}
+	a.facts.Released = o.released
+	return o.released, nil
+}
+
+// state writes the statement of this attempt.
+func (a *attempt) state() *proof.Refusal {
+	c, m := a.config, a.measured
+	previous, number := a.Book.Next(a.facts.Token)
+	if a.last != nil {
+		previous = a.last
+	}
+	if a.intent && a.unmoved {
+		number = a.number // the verifier refused this attempt, so it is still to be made
+	}
+	s := &proof.Statement{
+		UUID: c.UUID.String(), Name: c.Name, Action: a.req.Action, Mode: proof.ModePaused, Configuration: c.Digest(),
+		Measurements: proof.Measurements{Firmware: m.Firmware, Kernel: m.Kernel, Initrd: m.Initrd, CommandLine: m.CommandLine},
+		Disks:        m.Disks, Interactive: interactive(c), Token: a.facts.Token,
+		Host: a.epoch.AK, Verdict: a.epoch.Digest, Previous: previous, Attempt: number, Blinder: proof.NewBlinder(),
+	}
+	b, err := s.Encode()
+	if err != nil {
+		return proof.Refuse(proof.RequestInvalid, "the domain cannot be stated", proof.Fact{Name: "cause", Value: err.Error()})
+	}
+	a.statement, a.link, a.number = b, proof.Link(b), number
+	a.facts.Statement, a.facts.Link = s, a.link
+	return nil
+}
+
+// ask writes the intent and asks for the release.
+func (a *attempt) ask(ctx context.Context) *proof.Refusal {
+	config := a.config.Digest()
+	err := a.Book.Write(&Entry{What: WroteIntent, Launch: a.req.ID, UUID: a.config.UUID.String(), Name: a.config.Name, Request: a.req.Domain, Asked: a.req.Asked,
+		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config, Link: &a.link, Attempt: a.number})
+	if err != nil {
+		return Refusal(StepRelease, err)
+	}
+	a.intent, a.unmoved = true, false
+	if a.release, err = a.Verifier.Release(ctx, a.req.Token, a.statement); err != nil {
+		refusal := Refusal(StepRelease, err)
+		a.unmoved = !passing(refusal.Code)
+		return refusal
+	}
+	receipt, err := proof.ParseReceipt(a.release.Receipt, a.epoch.Keys)
+	if err != nil {
+		return proof.Refuse(proof.EvidenceInvalid, err.Error())
+	}
+	a.facts.Receipt = receipt
+	return nil
+}
+
+// quote joins the batch that is quoted next; the answer waits in the channel.
+func (a *attempt) quote(ctx context.Context, coming func()) <-chan quoteOut {
+	quoted := make(chan quoteOut, 1)
+	in := quoteIn{link: a.permit.link, verdict: a.epoch.Digest, sel: a.epoch.Verdict.Selection}
+	go func() {
+		out, err := a.quotes.join(ctx, in, coming)
+		if err != nil {
+			out.err = err
+		}
+		quoted <- out
+	}()
+	return quoted
+}
+
+// prepareGuest makes the channel and, for a guest that may have it, the file with its secret.
+func (a *attempt) prepareGuest(r *proof.Released) (added domain.Additions, err error) {
+	if added.ChannelPath, err = a.Secrets.Channel(a.permit.uuid); err != nil {
+		return added, err
+	}
+	if !r.GuestAllowed {
+		return added, nil
+	}
+	credential := proof.GuestCredential{Link: a.permit.link, Secret: proof.GuestSecret(r.Nonce, a.permit.link), Token: r.Secret}
+	defer credential.Secret.Forget()
+	content, err := credential.EncodePrivate()
+	if err != nil {
+		return added, err
+	}
+	secret := proof.NewSecret(content)
+	clear(content)
+	defer secret.Forget()
+	added.GuestSecretFile = a.Secrets.File(a.permit.uuid)
+	return added, a.Secrets.Put(a.permit.uuid, secret)
+}
+
+// define makes the definition and asks for it again: libvirt may have understood something else.
+func (l *Launcher) define(ctx context.Context, p Permit, c *domain.Config, added domain.Additions) error {
+	if p.uuid != c.UUID || p.config != c.Digest() {
+		return proof.Refuse(proof.Internal, "the permit is for another domain")
+	}
+	if err := l.Virt.Define(ctx, domain.Emit(c, added)); err != nil {
+		return err
+	}
+	back, err := l.Virt.Inactive(ctx, c.UUID)
+	if err != nil {
+		return err
+	}
+	if back == nil {
+		return proof.Refuse(proof.ConfigurationChanged, "libvirt does not have the definition that it took")
+	}
+	return compareInactive(back, c, added)
+}
+
+// create starts the guest paused. called says whether libvirt asked the hook about this very start.
+func (a *attempt) create(ctx context.Context, added domain.Additions) (called bool, err error) {
+	if err := a.handOver(a.images); err != nil {
+		return false, err
+	}
+	expected := a.Hook.Expect(a.permit.uuid, added.LaunchID)
+	defer expected.Done()
+	err = a.Virt.CreatePaused(ctx, domain.Emit(a.config, added))
+	// QEMU has read the file, or never will.
+	if rerr := a.Secrets.Remove(a.permit.uuid); rerr != nil {
+		return false, errors.Join(err, rerr)
+	}
+	return expected.Called(), err
+}
+
+// compare looks at the live definition, the process and the images.
+func (a *attempt) compare(ctx context.Context, added domain.Additions) error {
+	live, err := a.Virt.Live(ctx, a.permit.uuid)
+	if err != nil {
+		return err
+	}
+	if live == nil {
+		return proof.Refuse(proof.ConfigurationChanged, "the domain that was created does not run")
+	}
+	if err := compareLive(live, a.config, added); err != nil {
+		return err
+	}
+	process, err := a.Virt.Process(ctx, a.permit.uuid)
+	if err != nil {
+		return err
+	}
+	if err := compareProcess(process, a.images, a.config, a.QEMU); err != nil {
+		return err
+	}
+	if changed := proof.First(a.images.recheck()); changed != nil {
+		return changed
+	}
+	return nil
+}
+
+// prove makes the proof. The nonce is used here for the last time.
+func (a *attempt) prove(q quoteOut, nonce proof.Secret) ([]byte, error) {
+	e := a.epoch
+	p := &proof.Proof{
+		Statement: a.statement, Index: q.index, Count: q.count, Path: q.path,
+		Quote: proof.QuoteDoc{Message: q.quote.Message, Signature: q.quote.Signature},
+		AK:    e.AKPublic, PCRs: pcrList(e.PCRs, e.Verdict.Selection), Verdict: e.Text, Receipt: a.release.Receipt,
+	}
+	if err := p.Seal(nonce); err != nil {
+		return nil, err
+	}
+	return p.Encode()
+}
+
+func pcrList(v pcr.Values, sel pcr.Selection) []proof.PCR { return proof.PCRList(v, sel) }
+
+func (a *attempt) event(what string) ChainEvent {
+	return ChainEvent{Token: a.facts.Token, Link: a.link, Event: what, Attempt: a.number}
+}
+
+// finish writes that the guest runs, and tells the verifier. From here on the launch is over: what fails is said in the log and told later.
+func (l *Launcher) finish(ctx context.Context, launch, uuid string, open ChainEvent) {
+	if err := l.owe(open); err != nil {
+		l.Log.Error("cannot note that a link is open", "launch", launch, "error", err.Error())
+	}
+	if err := l.Book.Write(&Entry{What: WroteRunning, Launch: launch, UUID: uuid}); err != nil {
+		l.Log.Error("cannot note that a guest runs", "launch", launch, "error", err.Error())
+	}
+	if err := l.Tell(ctx); err != nil {
+		l.Log.Warn("cannot tell the verifier that a link is open", "launch", launch, "error", err.Error())
+	}
+}

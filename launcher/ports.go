@@ -1,0 +1,165 @@
+package launcher
+
+import (
+	"context"
+	"time"
+
+	"troth/launcher/domain"
+	"troth/proof"
+	"troth/tpm"
+	"troth/tpm/pcr"
+)
+
+// Verifier releases nonces and keeps the chains of tokens. Every call goes over the TLS key that the verdict names.
+// A refusal of the verifier is a *proof.Refusal; no answer at all is one with proof.VerifierUnreachable.
+type Verifier interface {
+	// Release asks for what the token holds. The same statement may be asked for again and gets the same answer.
+	Release(ctx context.Context, token string, statement []byte) (Release, error)
+	// Report tells what became of a link.
+	Report(ctx context.Context, e ChainEvent) error
+}
+
+// Release is the verifier's answer: a receipt, and what was released, sealed to the release key of the verdict.
+type Release struct {
+	Receipt string
+	Sealed  proof.Bytes
+}
+
+// ChainEvent is what became of a link: open, aborted, closed or broken.
+type ChainEvent struct {
+	Token   proof.Digest `json:"token"`
+	Link    proof.Digest `json:"link"`
+	Event   string       `json:"event"`
+	Attempt uint32       `json:"attempt"`
+	Detail  string       `json:"detail,omitempty"`
+}
+
+// Epochs gives the newest verdict about this host.
+type Epochs interface {
+	// Hold returns the newest epoch and keeps its release key in the TPM until done is called. Without a verdict it returns why.
+	Hold(ctx context.Context) (e *Epoch, done func(), err error)
+	// Renew attests now, and returns when there is a newer verdict or why there is none.
+	Renew(ctx context.Context) error
+}
+
+// Epoch is one verdict with what this host knows about it by itself. It does not change.
+type Epoch struct {
+	Verdict  *proof.Verdict
+	Text     string             // the JWS, as it came
+	Keys     *proof.VerdictKeys // of the verifier that gave it
+	Digest   proof.Digest
+	AK       tpm.Name       // of the key in our TPM
+	AKPublic []byte         // TPMT_PUBLIC
+	SPKI     proof.Digest   // of our TLS key
+	Sent     time.Duration  // when the evidence was sent, on CLOCK_BOOTTIME
+	PCRs     pcr.Values     // what was quoted in the evidence
+	Counters tpm.Counters   // what our TPM said in the evidence
+	Against  *proof.Refusal // what the verifier found against this host, with facts; nil for an affirming verdict
+}
+
+// Lifetime is how long the verdict counts.
+func (e *Epoch) Lifetime() time.Duration {
+	return time.Duration(e.Verdict.Expires-e.Verdict.IssuedAt) * time.Second
+}
+
+// Chip unseals the release key's seed and quotes. Its errors are typed by tpm/chip; Refusal turns them into refusals.
+type Chip interface {
+	Unseal(ctx context.Context) ([]byte, error)
+	Quote(ctx context.Context, sel pcr.Selection, extraData []byte) (tpm.Quote, error)
+}
+
+// Virt is libvirt.
+type Virt interface {
+	// Inactive returns the persistent definition, nil when there is none.
+	Inactive(ctx context.Context, id domain.UUID) ([]byte, error)
+	// Live returns the definition of the running or paused domain, nil when it does not run.
+	Live(ctx context.Context, id domain.UUID) ([]byte, error)
+	// Define makes or replaces the persistent definition.
+	Define(ctx context.Context, xml []byte) error
+	// Undefine removes the persistent definition; it is no error when there is none.
+	Undefine(ctx context.Context, id domain.UUID) error
+	// CreatePaused starts the domain with the CPUs stopped.
+	CreatePaused(ctx context.Context, xml []byte) error
+	// Resume lets the CPUs run.
+	Resume(ctx context.Context, id domain.UUID) error
+	// Destroy ends QEMU; it is no error when it does not run.
+	Destroy(ctx context.Context, id domain.UUID) error
+	// Process returns the one QEMU process of the domain.
+	Process(ctx context.Context, id domain.UUID) (*Process, error)
+}
+
+// Process is what the kernel tells of a domain's QEMU.
+type Process struct {
+	PID   int
+	UID   uint32
+	Exe   string
+	Open  []File // regular files and block devices behind its descriptors
+	Named []File // files that its arguments name
+}
+
+// File is a file that QEMU has open or was told to read.
+type File struct {
+	Path     string
+	Dev, Ino uint64
+	Writable bool
+	Option   string // "-kernel", "-blockdev", …; empty for an open descriptor
+}
+
+// Images measures files through open descriptors.
+type Images interface {
+	// Measure hashes one file; progress hears how far it is. A *proof.Refusal says why it cannot.
+	Measure(ctx context.Context, path string, progress func(done, total int64)) (Image, error)
+	// Open holds a file that the guest writes to, without hashing it.
+	Open(path string) (Image, error)
+}
+
+// Image is a measured file that is still held open.
+type Image interface {
+	Digest() proof.Digest
+	// File is what the path led to. Device says that it is a block device, whose node may be another one inside QEMU's namespace.
+	File() (f File, device bool)
+	// Recheck returns a *proof.Refusal when the path leads elsewhere now, or measured content may have changed.
+	Recheck() error
+	Close() error
+}
+
+// Hook tells whether libvirt really calls the hook.
+type Hook interface {
+	// Ready says why the hook cannot answer now; nil means that it can.
+	Ready() error
+	// Expect announces a start of our own: hook calls for this UUID that carry this launch id are allowed, each operation once.
+	Expect(uuid domain.UUID, launchID [32]byte) Expected
+}
+
+// Expected is one announced start.
+type Expected interface {
+	// Called says whether the hook has asked at prepare and at start.
+	Called() bool
+	// Done ends the announcement.
+	Done()
+}
+
+// Secrets puts guest secrets where QEMU reads them, and where the guest's channel is.
+type Secrets interface {
+	// Channel prepares the folder of the domain's channel and returns the socket's path.
+	Channel(uuid domain.UUID) (string, error)
+	// File returns where the guest secret of the domain stands or would stand.
+	File(uuid domain.UUID) string
+	// Put writes the file, readable by its owner alone.
+	Put(uuid domain.UUID, content proof.Secret) error
+	// Remove removes the file; it is no error when there is none.
+	Remove(uuid domain.UUID) error
+	// Forget removes everything of the domain.
+	Forget(uuid domain.UUID) error
+}
+
+// Journal keeps entries on the disk, in order; Append returns when the entry is there.
+type Journal interface {
+	Append(e *Entry) error
+}
+
+// Clock is time as the launcher needs it. Now dates entries for people; Boot counts through suspend and cannot be set.
+type Clock interface {
+	Now() time.Time
+	Boot() time.Duration
+}

@@ -1,0 +1,280 @@
+package virt
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// ErrNoProcess and ErrManyProcesses: not exactly one emulator runs for a UUID.
+var (
+	ErrNoProcess     = errors.New("no QEMU process for this domain")
+	ErrManyProcesses = errors.New("more than one QEMU process for this domain")
+)
+
+// File is a file that a process has open or names in its arguments.
+type File struct {
+	Path     string // as the process names it, or as /proc shows it
+	Dev, Ino uint64 // as of stat(2); for a block device, of its node
+	Size     int64
+	Writable bool   // open for writing
+	Option   string // "-kernel", "-blockdev", …; "" for an open descriptor
+}
+
+// Process is a running emulator.
+type Process struct {
+	PID   int
+	UID   uint32
+	Start uint64   // start time in clock ticks after boot (proc(5), stat field 22): tells a reused PID
+	Exe   string   // what /proc/PID/exe links to
+	Args  []string // what it was started with. QEMU could overwrite them; libvirt's QEMU does not
+	Open  []File   // regular files and block devices behind its descriptors, in their order
+	Named []File   // kernel, initrd, firmware, fw_cfg and image files that Args name, as its mount namespace finds them
+}
+
+// FindProcess finds the one emulator that runs the domain, by scanning /proc. Anything but exactly one is an error:
+// a second process with this UUID is a guest that nobody judged.
+func FindProcess(uuid string) (*Process, error) { return findProcess("/proc", uuid) }
+
+func findProcess(proc, uuid string) (*Process, error) {
+	dirs, err := os.ReadDir(proc)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list processes: %w", err)
+	}
+	var found []int
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(d.Name())
+		if err != nil {
+			continue // not a process
+		}
+		is, err := runs(filepath.Join(proc, d.Name()), uuid)
+		if err != nil && !gone(err) {
+			return nil, fmt.Errorf("cannot look at process %d: %w", pid, err)
+		}
+		if is {
+			found = append(found, pid)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("%w: %s", ErrNoProcess, uuid)
+	case 1:
+		return readProcess(proc, found[0])
+	}
+	return nil, fmt.Errorf("%w: %s: pids %v", ErrManyProcesses, uuid, found)
+}
+
+// gone: the process ended while we looked.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+}
+
+// runs says whether the process is an emulator with this UUID: by its executable's name, so that nobody takes part
+// by arguments alone, and by -uuid, which libvirt always passes.
+func runs(dir, uuid string) (bool, error) {
+	args, err := arguments(dir)
+	if err != nil {
+		return false, err
+	}
+	i := slices.Index(args, "-uuid")
+	if i < 0 || i+1 >= len(args) || !strings.EqualFold(args[i+1], uuid) {
+		return false, nil
+	}
+	exe, err := os.Readlink(filepath.Join(dir, "exe"))
+	if err != nil {
+		return false, err
+	}
+	name := filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
+	return strings.HasPrefix(name, "qemu-system-") || name == "qemu-kvm", nil
+}
+
+func arguments(dir string) ([]string, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	if err != nil {
+		return nil, err
+	}
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
+}
+
+func readProcess(proc string, pid int) (*Process, error) {
+	dir := filepath.Join(proc, strconv.Itoa(pid))
+	fail := func(what string, err error) (*Process, error) {
+		if gone(err) {
+			err = errors.Join(ErrNoProcess, err)
+		}
+		return nil, fmt.Errorf("cannot read %s of process %d: %w", what, pid, err)
+	}
+	p := &Process{PID: pid}
+	var err error
+	if p.Start, err = startTime(dir); err != nil {
+		return fail("start time", err)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(dir, &st); err != nil {
+		return fail("owner", err)
+	}
+	p.UID = st.Uid
+	if p.Exe, err = os.Readlink(filepath.Join(dir, "exe")); err != nil {
+		return fail("executable", err)
+	}
+	if p.Args, err = arguments(dir); err != nil {
+		return fail("arguments", err)
+	}
+	if p.Open, err = openFiles(dir); err != nil {
+		return fail("descriptors", err)
+	}
+	if p.Named, err = namedFiles(dir, p.Args); err != nil {
+		return fail("arguments", err)
+	}
+	// The same process from first to last.
+	if again, err := startTime(dir); err != nil || again != p.Start {
+		return fail("start time", errors.Join(ErrNoProcess, err))
+	}
+	return p, nil
+}
+
+// startTime reads field 22 of /proc/PID/stat; the name in field 2 may hold spaces and parentheses.
+func startTime(dir string) (uint64, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return 0, err
+	}
+	i := bytes.LastIndexByte(b, ')')
+	f := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(f) < 20 {
+		return 0, errors.New("stat is too short")
+	}
+	return strconv.ParseUint(f[19], 10, 64)
+}
+
+// openFiles lists the regular files and block devices behind /proc/PID/fd: the images, and also a log or a pid
+// file, which are not images and which the caller knows by their path.
+func openFiles(dir string) ([]File, error) {
+	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
+	if err != nil {
+		return nil, err
+	}
+	var files []File
+	for _, fd := range fds {
+		link := filepath.Join(dir, "fd", fd.Name())
+		f, err := stat(link) // follows to the open file itself, whatever its path is now
+		if gone(err) {
+			continue // closed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if f == nil {
+			continue
+		}
+		if f.Path, err = os.Readlink(link); err != nil {
+			return nil, err
+		}
+		if f.Writable, err = writable(dir, fd.Name()); err != nil {
+			return nil, err
+		}
+		files = append(files, *f)
+	}
+	return files, nil
+}
+
+// stat gives nil for what is neither a regular file nor a block device.
+func stat(path string) (*File, error) {
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		return nil, err
+	}
+	if t := st.Mode & syscall.S_IFMT; t != syscall.S_IFREG && t != syscall.S_IFBLK {
+		return nil, nil
+	}
+	return &File{Dev: st.Dev, Ino: st.Ino, Size: st.Size}, nil
+}
+
+// writable reads the access mode from /proc/PID/fdinfo/FD ("flags:" in octal).
+func writable(dir, fd string) (bool, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "fdinfo", fd))
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "flags:"); ok {
+			flags, err := strconv.ParseUint(strings.TrimSpace(rest), 8, 64)
+			return flags&syscall.O_ACCMODE != syscall.O_RDONLY, err
+		}
+	}
+	return false, errors.New("fdinfo without flags")
+}
+
+// namedFiles finds the files that QEMU reads and closes again, so that no descriptor shows them.
+func namedFiles(dir string, args []string) ([]File, error) {
+	var files []File
+	for i := 0; i+1 < len(args); i++ {
+		for _, path := range pathsIn(args[i], args[i+1]) {
+			f, err := stat(filepath.Join(dir, "root", path))
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				f = &File{} // dev and ino zero: it was removed, as a one-time file may be
+			case err != nil:
+				return nil, err
+			case f == nil:
+				continue
+			}
+			f.Path, f.Option = path, args[i]
+			files = append(files, *f)
+		}
+	}
+	return files, nil
+}
+
+// pathsIn gives the files in one option of QEMU's command line as libvirt writes it.
+func pathsIn(option, value string) []string {
+	switch option {
+	case "-kernel", "-initrd", "-dtb", "-bios":
+		return []string{value}
+	case "-blockdev": // JSON, with the file one or more levels down
+		var tree any
+		if json.Unmarshal([]byte(value), &tree) == nil {
+			return filenames(tree)
+		}
+	case "-fw_cfg", "-drive":
+		return keyed(value, "file=")
+	}
+	return nil
+}
+
+// filenames walks a -blockdev tree.
+func filenames(tree any) []string {
+	node, ok := tree.(map[string]any)
+	if !ok {
+		return nil
+	}
+	var paths []string
+	for key, value := range node {
+		if s, ok := value.(string); ok && key == "filename" && filepath.IsAbs(s) {
+			paths = append(paths, s)
+		}
+		paths = append(paths, filenames(value)...)
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+// keyed splits QEMU's key=value,key=value, in which ",," is a comma.
+func keyed(value, key string) []string {
+	const comma = "\x00" // no argument holds it
+	var paths []string
+	for _, part := range strings.Split(strings.ReplaceAll(value, ",,", comma), ",") {
+		if p, ok := strings.CutPrefix(strings.ReplaceAll(part, comma, ","), key); ok && filepath.IsAbs(p) {
+			paths = append(paths, p)
+		}
+	}
+	return paths
+}

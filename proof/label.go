@@ -1,0 +1,85 @@
+package proof
+
+import (
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+)
+
+// A Label begins every message that is hashed, MACed, signed over or derived
+// from, so that bytes made for one purpose serve no other.
+type Label string
+
+// Labels of hashes: SHA-256 over Frame(label, fields…).
+const (
+	LabelAttest        Label = "troth/attest/v1"        // extraData of an attest quote: challenge, H(SPKI)
+	LabelEnrol         Label = "troth/enrol/v1"         // extraData of the SRK certification: challenge, H(SPKI)
+	LabelQuote         Label = "troth/quote/v1"         // extraData of a launch quote: root, count, verdict digest
+	LabelToken         Label = "troth/token/v1"         // digest of a token's text
+	LabelTokenKey      Label = "troth/token-key/v1"     // key id of a token key: HPKE public key
+	LabelStatement     Label = "troth/statement/v1"     // link: digest of a statement's bytes
+	LabelVerdict       Label = "troth/verdict/v1"       // digest of a verdict's text
+	LabelReceipt       Label = "troth/receipt/v1"       // digest of a receipt's text
+	LabelProof         Label = "troth/proof/v1"         // sum of a proof: every field but the sum
+	LabelConfiguration Label = "troth/configuration/v1" // digest of a domain's canonical configuration
+	LabelProfile       Label = "troth/profile/v1"       // digest of a profile with its reference values
+	LabelIdentity      Label = "troth/identity/v1"      // a host's identity: its EK digests
+)
+
+// Labels of keys (HKDF-SHA256 info) and of the MACs made with them.
+const (
+	LabelMAC       Label = "troth/mac/v1"       // nonce → MAC key of a proof: every field but MAC and sum
+	LabelGuest     Label = "troth/guest/v1"     // nonce, link → guest secret
+	LabelAnswer    Label = "troth/answer/v1"    // guest secret: challenge, link
+	LabelConsent   Label = "troth/consent/v1"   // nonce → consent key: destination, link, random
+	LabelChallenge Label = "troth/challenge/v1" // verifier's challenge key: time, random
+	LabelSaved     Label = "troth/saved/v1"     // nonce → key over a save image's digest
+)
+
+// Labels of HPKE (RFC 9180 `info`).
+const (
+	LabelTokenSeal   Label = "troth/token-seal/v1"   // tenant → verifier
+	LabelReleaseSeal Label = "troth/release-seal/v1" // verifier → host
+)
+
+// Labels is the table of all labels, in the order above.
+func Labels() []Label {
+	return []Label{
+		LabelAttest, LabelEnrol, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
+		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity,
+		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved,
+		LabelTokenSeal, LabelReleaseSeal,
+	}
+}
+
+// Frame is the one way a message is put together: the label after its length
+// in one byte, then every field after its length in four bytes, big-endian.
+func Frame(l Label, fields ...[]byte) []byte {
+	b := append([]byte{byte(len(l))}, l...)
+	for _, f := range fields {
+		b = binary.BigEndian.AppendUint32(b, uint32(len(f)))
+		b = append(b, f...)
+	}
+	return b
+}
+
+// Hash is SHA-256 over Frame.
+func Hash(l Label, fields ...[]byte) Digest { return sha256.Sum256(Frame(l, fields...)) }
+
+// Derive gives a 32-byte key for one use: HKDF-SHA256 (RFC 5869) without salt,
+// info = Frame(l, fields…).
+func Derive(s Secret, l Label, fields ...[]byte) Secret {
+	k, err := hkdf.Key(sha256.New, s.raw(), nil, string(Frame(l, fields...)), 32)
+	if err != nil {
+		panic(err) // only for a length above 255 hashes
+	}
+	return secretOf(k)
+}
+
+// MAC is HMAC-SHA256 over Frame(l, fields…).
+func MAC(key Secret, l Label, fields ...[]byte) Digest {
+	m := hmac.New(sha256.New, key.raw())
+	m.Write(Frame(l, fields...))
+	return Digest(m.Sum(nil))
+}

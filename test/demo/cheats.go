@@ -1,0 +1,444 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"troth/proof"
+	"troth/test/cast"
+	"troth/test/lab"
+	"troth/test/lab/txt"
+)
+
+// cheats tells every way to cheat that the story knows. Each asserts the exact code and facts, is undone, and ends with an honest launch.
+func (s *story) cheats(ctx context.Context, only string) error {
+	for _, c := range []struct {
+		name, title string
+		tell        func(context.Context) error
+	}{
+		{"no-launch", "Cheat: the host starts without a dynamic launch", s.noDynamicLaunch},
+		{"pcr18", "Cheat: a second launch, of another kernel: PCR 18 differs", s.otherKernelMeasured},
+		{"relaunch", "Cheat: a second, identical launch: the same PCRs, another boot state", s.identicalRelaunch},
+		{"held", "Cheat: the evidence is held back until the verdict has expired", s.evidenceHeld},
+		{"foreign", "Cheat: the host is given another host's verdict", s.foreignVerdict},
+		{"kernel", "Cheat: another kernel lies where the tenant's should be", s.kernelBefore},
+		{"swap", "Cheat: the kernel is swapped after it was measured", s.kernelAfter},
+		{"initrd", "Cheat: the engine boots its own initrd with the tenant's token", s.enginesInitrd},
+		{"twice", "Cheat: the token is used again, on a second host", s.secondHost},
+		{"virsh", "Cheat: the domain is started behind hostd's back", s.behindBack},
+		{"down", "Cheat: hostd is stopped, then the domain is started", s.hostdDown},
+		{"proof", "Cheat: the proof is changed by one byte; another nonce is claimed", s.forgedProof},
+	} {
+		if only != "" && only != c.name {
+			continue
+		}
+		s.chapter(c.title)
+		if err := c.tell(ctx); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+// noDynamicLaunch resets the platform and leaves out the measured launch.
+func (s *story) noDynamicLaunch(ctx context.Context) error {
+	if err := s.attack(ctx, "a release key of the last boot is worth nothing in this one", s.good.Reset); err != nil {
+		return err
+	}
+	s.say("after the host has attested anew:")
+	if err := s.refusedUntil(ctx, s.good, proof.NoDynamicLaunch); err != nil {
+		return err
+	}
+	if _, err := s.good.TXTBoot(); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// attack changes the host's state while its attestation is held, so that a launch meets the verdict and the release key of the state before.
+func (s *story) attack(ctx context.Context, why string, change func() error) error {
+	s.relay.Hold("/v1/attestations")
+	defer s.relay.Release("/v1/attestations")
+	if err := change(); err != nil {
+		return err
+	}
+	s.say("before the host has attested anew (%s):", why)
+	a, d, err := s.attempt(ctx, s.good)
+	if err != nil {
+		return err
+	}
+	if a.Exit == 0 {
+		s.expect(false, "the launch is refused")
+		return s.stop(ctx, s.good, d.UUID)
+	}
+	r := a.Refusal()
+	s.expect(r != nil && (r.Code == proof.SealedToOtherState || r.Code == proof.HostRelaunched || r.Code == proof.HostRebooted), "the launch is refused for the state of the host")
+	return nil
+}
+
+func (s *story) relaunch(script txt.Script) func() error {
+	return func() error {
+		_, err := s.good.Relaunch(script)
+		return err
+	}
+}
+
+// otherKernelMeasured launches again with another kernel, which goes to PCR 18.
+func (s *story) otherKernelMeasured(ctx context.Context) error {
+	script := s.good.Script()
+	script.Kernel = []byte("a kernel that nobody approved")
+	if err := s.attack(ctx, "what was sealed to PCR 18 stays sealed", s.relaunch(script)); err != nil {
+		return err
+	}
+	s.say("after the host has attested anew:")
+	if err := s.refusedUntil(ctx, s.good, proof.PCRMismatch, "pcr 18"); err != nil {
+		return err
+	}
+	a, err := s.operator.Troth(ctx, s.good, "host", "why", s.good.Name)
+	if err != nil {
+		return err
+	}
+	s.expect(a.Exit == 1 && bytes.Contains(a.Stdout, []byte("18")), "the operator asks why, and is told of PCR 18")
+	if _, err := s.good.TXTBoot(); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// identicalRelaunch launches the same again: only the restart counter tells.
+func (s *story) identicalRelaunch(ctx context.Context) error {
+	if err := s.attack(ctx, "the PCRs are equal, the restart counter is not", s.relaunch(s.good.Script())); err != nil {
+		return err
+	}
+	s.say("after the host has attested anew, nothing is wrong with it:")
+	return s.honest(ctx, s.good)
+}
+
+// evidenceHeld lets the relay keep the host's evidence until the verdict that the host has is too old.
+func (s *story) evidenceHeld(ctx context.Context) error {
+	s.relay.Hold("/v1/attestations")
+	err := s.refusedUntil(ctx, s.good, proof.VerdictStale, "age")
+	s.relay.Release("/v1/attestations")
+	if err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// foreignVerdict answers the host's evidence with what the verifier said of the other host.
+func (s *story) foreignVerdict(ctx context.Context) error {
+	var foreign struct{ Verdict string }
+	if err := s.engine.Do(ctx, s.other, &foreign, "verdict", "show"); err != nil {
+		return err
+	}
+	s.relay.Change("/v1/attestations", func(body []byte) []byte {
+		var answer map[string]any
+		if err := json.Unmarshal(body, &answer); err != nil {
+			return body
+		}
+		answer["verdict"] = foreign.Verdict
+		changed, err := json.Marshal(answer)
+		if err != nil {
+			return body
+		}
+		return changed
+	})
+	err := s.refusedUntil(ctx, s.good, proof.VerdictForOtherHost)
+	s.relay.Change("/v1/attestations", nil)
+	if err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// kernelBefore puts another kernel in the place of the tenant's before the launch.
+func (s *story) kernelBefore(ctx context.Context) error {
+	path, undo, err := s.replaceable("vmlinuz")
+	if err != nil {
+		return err
+	}
+	token, _, err := s.token(ctx, order{})
+	if err != nil {
+		return err
+	}
+	if err := flipByte(path); err != nil {
+		return err
+	}
+	file, err := s.domain(lab.Domain{Name: "guest-kernel", UUID: uuid(900), Kernel: s.inside(path)})
+	if err != nil {
+		return err
+	}
+	a, err := s.launch(ctx, s.good, token, file, "never.proof")
+	if err != nil {
+		return err
+	}
+	s.expectRefusal(a, proof.TokenConstraint, "kernel")
+	if err := undo(); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// kernelAfter swaps the kernel while the release is under way: it was measured already, and libvirt has not opened it yet.
+func (s *story) kernelAfter(ctx context.Context) error {
+	path, undo, err := s.replaceable("vmlinuz")
+	if err != nil {
+		return err
+	}
+	token, _, err := s.token(ctx, order{})
+	if err != nil {
+		return err
+	}
+	file, err := s.domain(lab.Domain{Name: "guest-swap", UUID: uuid(901), Kernel: s.inside(path)})
+	if err != nil {
+		return err
+	}
+	measured := s.relay.Hold("/v1/releases")
+	type ended struct {
+		a   *cast.Answer
+		err error
+	}
+	done := make(chan ended, 1)
+	go func() {
+		a, err := s.launch(ctx, s.good, token, file, "never.proof")
+		done <- ended{a, err}
+	}()
+	select {
+	case <-measured:
+		s.say("the kernel is measured; now it is swapped")
+	case e := <-done:
+		s.relay.Release("/v1/releases")
+		s.expect(false, "the launch came as far as the release: %v", e)
+		return e.err
+	}
+	err = swap(path)
+	s.relay.Release("/v1/releases")
+	if err != nil {
+		return err
+	}
+	e := <-done
+	if e.err != nil {
+		return e.err
+	}
+	s.expectRefusal(e.a, proof.ImageChanged)
+	s.nothingLeft(ctx, uuid(901))
+	if err := undo(); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// enginesInitrd boots the engine's own initrd with the tenant's token.
+func (s *story) enginesInitrd(ctx context.Context) error {
+	token, _, err := s.token(ctx, order{})
+	if err != nil {
+		return err
+	}
+	path, undo, err := s.replaceable("initrd")
+	if err != nil {
+		return err
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, append(b, "the engine's own"...), 0o644); err != nil {
+		return err
+	}
+	file, err := s.domain(lab.Domain{Name: "guest-initrd", UUID: uuid(902), Initrd: s.inside(path)})
+	if err != nil {
+		return err
+	}
+	a, err := s.launch(ctx, s.good, token, file, "never.proof")
+	if err != nil {
+		return err
+	}
+	s.expectRefusal(a, proof.TokenConstraint, "initrd")
+	s.nothingLeft(ctx, uuid(902))
+	if err := undo(); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// secondHost uses a token on the other host while its domain runs on the first.
+func (s *story) secondHost(ctx context.Context) error {
+	token, _, err := s.token(ctx, order{})
+	if err != nil {
+		return err
+	}
+	d := lab.Domain{Name: "guest-twice", UUID: uuid(903)}
+	file, err := s.domain(d)
+	if err != nil {
+		return err
+	}
+	a, err := s.launch(ctx, s.good, token, file, "twice.proof")
+	if err != nil {
+		return err
+	}
+	s.expect(a.Exit == 0, "the first use is honest (exit %d)", a.Exit)
+	a, err = s.launch(ctx, s.other, token, file, "never.proof")
+	if err != nil {
+		return err
+	}
+	s.expectRefusal(a, proof.TokenUsed)
+	if err := s.stop(ctx, s.good, d.UUID); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.other)
+}
+
+// registered launches and stops a domain: it stays defined, and hostd's registry knows that it is trusted.
+func (s *story) registered(ctx context.Context) (d lab.Domain, err error) {
+	s.quiet = true
+	defer func() { s.quiet = false }()
+	a, d, err := s.attempt(ctx, s.good)
+	if err != nil {
+		return d, err
+	}
+	if err := a.Err(); err != nil {
+		return d, err
+	}
+	return d, s.stop(ctx, s.good, d.UUID)
+}
+
+// untrusted is a domain that is nobody's business.
+func (s *story) untrusted(ctx context.Context) error {
+	d := lab.Domain{Name: "plain", UUID: uuid(904)}
+	if err := os.WriteFile(s.engine.Path("plain.xml"), []byte(s.lab.Guest.XML(d)), 0o644); err != nil {
+		return err
+	}
+	out, err := s.good.Virsh(ctx, "create", "--paused", s.engine.Path("plain.xml"))
+	s.expect(err == nil, "an untrusted domain starts as ever %s", oneLine(out, err))
+	if err != nil {
+		return nil
+	}
+	_, err = s.good.Virsh(ctx, "destroy", d.Name)
+	return err
+}
+
+// behindBack starts a trusted domain with virsh.
+func (s *story) behindBack(ctx context.Context) error {
+	d, err := s.registered(ctx)
+	if err != nil {
+		return err
+	}
+	s.say("%s  $ virsh start %s", s.good.Name, d.Name)
+	out, err := s.good.Virsh(ctx, "start", d.Name)
+	s.expect(err != nil && strings.Contains(out+fmt.Sprint(err), string(proof.GrantMissing)), "libvirt is told %s: %s", proof.GrantMissing, oneLine(out, err))
+	if err := s.untrusted(ctx); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// hostdDown stops hostd first.
+func (s *story) hostdDown(ctx context.Context) error {
+	d, err := s.registered(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.good.StopHostd(ctx); err != nil {
+		return err
+	}
+	s.say("%s  $ systemctl stop troth-hostd; virsh start %s", s.good.Name, d.Name)
+	out, err := s.good.Virsh(ctx, "start", d.Name)
+	s.expect(err != nil && strings.Contains(out+fmt.Sprint(err), string(proof.HostdUnreachable)), "libvirt is told %s: %s", proof.HostdUnreachable, oneLine(out, err))
+	if err := s.untrusted(ctx); err != nil {
+		return err
+	}
+	if err := s.good.StartHostd(ctx); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
+}
+
+// forgedProof changes one byte of the proof, and claims another nonce.
+func (s *story) forgedProof(ctx context.Context) error {
+	b, err := os.ReadFile(s.tenant.Path("proof.json"))
+	if err != nil {
+		return err
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(s.tenant.Path("forged.json"), b, 0o644); err != nil {
+		return err
+	}
+	a, err := s.tenant.Troth(ctx, s.good, "proof", "verify", "--trust", "trust.json", "--key", "nonce.key", "forged.json")
+	if err != nil {
+		return err
+	}
+	s.expect(a.Exit == 1, "one byte changed: exit %d: %s", a.Exit, a.Failure())
+	// Another nonce with all else equal.
+	wrong, err := swapNonce(s.tenant, "nonce.key", fmt.Sprintf("nonce-%d.key", s.tokens))
+	if err != nil {
+		return err
+	}
+	a, err = s.tenant.Troth(ctx, s.good, "proof", "verify", "--trust", "trust.json", "--key", wrong, "proof.json")
+	if err != nil {
+		return err
+	}
+	s.expect(a.Exit == 1, "the wrong nonce: exit %d: %s", a.Exit, a.Failure())
+	for _, name := range []string{"forged.json", wrong} {
+		if err := os.Remove(s.tenant.Path(name)); err != nil {
+			return err
+		}
+	}
+	a, err = s.tenant.Troth(ctx, s.good, "proof", "verify", "--trust", "trust.json", "--key", "nonce.key", "proof.json")
+	if err != nil {
+		return err
+	}
+	s.expect(a.Exit == 0, "the true proof is as good as before (exit %d)", a.Exit)
+	return nil
+}
+
+// nothingLeft expects that a refused launch left no domain.
+func (s *story) nothingLeft(ctx context.Context, uuid string) {
+	out, err := s.good.Virsh(ctx, "list", "--all", "--uuid")
+	s.expect(err == nil && !strings.Contains(out, uuid), "nothing of it stays defined or running")
+}
+
+// replaceable copies one of the guest's files to a place of its own, so that an honest launch beside it is untouched.
+func (s *story) replaceable(name string) (path string, undo func() error, err error) {
+	path = filepath.Join(s.lab.Guest.Outside, "cheat-"+name)
+	b, err := os.ReadFile(filepath.Join(s.lab.Guest.Outside, name))
+	if err != nil {
+		return "", nil, err
+	}
+	return path, func() error { return os.Remove(path) }, os.WriteFile(path, b, 0o644)
+}
+
+// inside is a file of the guest's directory as hosts see it.
+func (s *story) inside(path string) string {
+	return filepath.Join(filepath.Dir(s.lab.Guest.Kernel), filepath.Base(path))
+}
+
+// flipByte changes one byte in the middle of a file.
+func flipByte(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	b[len(b)/2] ^= 1
+	return os.WriteFile(path, b, 0o644)
+}
+
+// swap puts another file of the same name in its place, by rename: the descriptor that was measured still reads the old one.
+func swap(path string) error {
+	if err := os.WriteFile(path+".new", []byte("another kernel"), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func oneLine(out string, err error) string {
+	text := out
+	if err != nil {
+		text = err.Error() + " " + out
+	}
+	return strings.Join(strings.Fields(text), " ")
+}

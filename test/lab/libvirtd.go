@@ -1,0 +1,112 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// libvirtdConf: no socket but the two local ones, no authentication, as root is the only user of a host.
+const libvirtdConf = `host_uuid = "%s"
+unix_sock_group = "root"
+unix_sock_ro_perms = "0777"
+unix_sock_rw_perms = "0700"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+log_outputs = "2:stderr"
+`
+
+// qemuConf: what a namespace has not (control groups, a /dev of its own for each guest, virtlogd) is turned off.
+const qemuConf = `user = "` + qemuUser + `"
+group = "` + qemuUser + `"
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+max_core = 0
+`
+
+// configureLibvirt writes libvirtd's configuration and installs the hook, which libvirtd looks for only when it starts.
+func (h *Host) configureLibvirt() error {
+	etc := h.Path("/etc/libvirt")
+	for file, text := range map[string]string{
+		"libvirtd.conf": fmt.Sprintf(libvirtdConf, nodeUUID(h.Name)),
+		"qemu.conf":     qemuConf,
+	} {
+		if err := writeFile(filepath.Join(etc, file), text, 0o644); err != nil {
+			return err
+		}
+	}
+	if h.lab.options.Binaries == "" {
+		return nil
+	}
+	hook := filepath.Join(h.lab.options.Binaries, "troth-hook")
+	if _, err := os.Stat(hook); os.IsNotExist(err) && h.lab.options.Until == Libvirt {
+		return nil
+	}
+	return copyFile(hook, filepath.Join(etc, "hooks/qemu"), 0o755)
+}
+
+// StartLibvirtd starts the host's libvirtd and waits until it serves the QEMU driver.
+func (h *Host) StartLibvirtd(ctx context.Context) error {
+	if err := h.start(ctx, "libvirtd", "libvirtd", "--config", "/etc/libvirt/libvirtd.conf"); err != nil {
+		return err
+	}
+	return h.await(ctx, "libvirtd", func() error {
+		if _, err := os.Stat(h.Path("/run/libvirt/libvirt-sock")); err != nil {
+			return err
+		}
+		_, err := h.Virsh(ctx, "version")
+		return err
+	})
+}
+
+// StopLibvirtd ends libvirtd as systemd would. Its guests run on.
+func (h *Host) StopLibvirtd(ctx context.Context) error {
+	return h.stop(ctx, "libvirtd", syscall.SIGTERM)
+}
+
+// KillLibvirtd ends libvirtd as the kernel would. Its guests run on.
+func (h *Host) KillLibvirtd(ctx context.Context) error {
+	return h.stop(ctx, "libvirtd", syscall.SIGKILL)
+}
+
+// Virsh runs virsh on the host's libvirtd.
+func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
+	return h.Exec(ctx, append([]string{"virsh", "-q", "-c", "qemu:///system"}, args...)...)
+}
+
+// await tries until a service that was started answers. It gives up when the service has ended or the context has.
+func (n *Node) await(ctx context.Context, service string, try func() error) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		s, serr := n.Service(ctx, service)
+		if serr == nil && !s.Running {
+			return fmt.Errorf("%s on %s ended with status %d: %s", service, n.Name, s.Status, n.tail(service))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s on %s is not ready: %w (last: %w): %s", service, n.Name, ctx.Err(), err, n.tail(service))
+		case <-tick.C:
+		}
+	}
+}
+
+// tail is the end of a service's log, for the error that says that it failed.
+func (n *Node) tail(service string) string {
+	data, err := os.ReadFile(n.Log(service))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return strings.Join(lines[max(0, len(lines)-8):], "\n")
+}

@@ -1,0 +1,94 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"troth/test/lab/txt"
+)
+
+// prepareTPM is the body of a process that manufactures a TPM; it runs in a node, so that swtpm_setup and what that
+// starts end with the lab.
+func prepareTPM(dir, ca string) error { return txt.Prepare(context.Background(), dir, ca) }
+
+// tpmDir is where swtpm keeps its state and sockets; the path is the same inside and outside.
+func (h *Host) tpmDir() string { return filepath.Join(h.dir, "tpm") }
+
+// TPMSocket is swtpm's socket, by the same path inside and outside; its control socket has ".ctrl" added.
+func (h *Host) TPMSocket() string { return filepath.Join(h.tpmDir(), "sock") }
+
+// EventLog is the event log of the last dynamic launch, by the same path inside and outside.
+func (h *Host) EventLog() string { return filepath.Join(h.tpmDir(), "drtm-log") }
+
+// tpmAuthority is the directory of the authority that signs the lab's EK certificates: one for all hosts, as one
+// manufacturer's chips have.
+func (l *Lab) tpmAuthority() string { return filepath.Join(l.dir, "ek-ca") }
+
+// EKRoot is the PEM file with the root of the authority of the lab's EK certificates.
+func (l *Lab) EKRoot() string { return txt.RootFile(l.tpmAuthority()) }
+
+// EKIssuer is the PEM file with the authority's issuer, which signs EK certificates.
+func (l *Lab) EKIssuer() string { return txt.IssuerFile(l.tpmAuthority()) }
+
+// StartTPM powers the TPM on, and manufactures it the first time. There is no dynamic launch yet.
+func (h *Host) StartTPM(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(h.tpmDir(), "state", "tpm2-00.permall")); errors.Is(err, os.ErrNotExist) {
+		if _, err := h.lab.Outside.Exec(ctx, tpmName, h.tpmDir(), h.lab.tpmAuthority()); err != nil {
+			return fmt.Errorf("cannot manufacture the TPM of %s: %w", h.Name, err)
+		}
+	}
+	if err := h.start(ctx, "swtpm", txt.Command(h.tpmDir()).Args...); err != nil {
+		return err
+	}
+	return h.await(ctx, "swtpm", func() error { _, err := txt.Attach(h.tpmDir()); return err })
+}
+
+// KillTPM takes the TPM away: its sockets refuse connections.
+func (h *Host) KillTPM(ctx context.Context) error { return h.stop(ctx, "swtpm", syscall.SIGKILL) }
+
+// TPM is the host's software TPM, for whatever the methods below do not do.
+func (h *Host) TPM() (*txt.TPM, error) { return txt.Attach(h.tpmDir()) }
+
+// Script is what the host measures when it is launched with nothing changed: every host of a lab is of one make.
+func (h *Host) Script() txt.Script { return txt.Example(txt.TbootLegacy) }
+
+// TXTBoot does a dynamic launch of a script: the host's own, or the one given. It returns PCR 17 to 19 as computed from
+// the script alone.
+func (h *Host) TXTBoot(script ...txt.Script) (map[int][32]byte, error) {
+	s := h.Script()
+	if len(script) > 0 {
+		s = script[0]
+	}
+	tpm, err := h.TPM()
+	if err != nil {
+		return nil, err
+	}
+	if err := tpm.Boot(s); err != nil {
+		return nil, fmt.Errorf("%s: %w", h.Name, err)
+	}
+	return s.Expected()
+}
+
+// Relaunch does a second dynamic launch while the host runs: the same values if no script is given, and restartCount moves.
+func (h *Host) Relaunch(script ...txt.Script) (map[int][32]byte, error) { return h.TXTBoot(script...) }
+
+// S3 suspends the host's TPM and resumes it: no dynamic launch is left.
+func (h *Host) S3() error { return h.withTPM((*txt.TPM).S3) }
+
+// Reset restarts the host's TPM as a power cycle does: no dynamic launch is left and resetCount moves.
+func (h *Host) Reset() error { return h.withTPM((*txt.TPM).Reset) }
+
+func (h *Host) withTPM(do func(*txt.TPM) error) error {
+	tpm, err := h.TPM()
+	if err != nil {
+		return err
+	}
+	if err := do(tpm); err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package stories
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"troth/test/lab"
+)
+
+// exits runs a person's command until it ends with the status wanted.
+func (s *stage) exits(ctx context.Context, ts *testscript.TestScript, neg bool, args []string, patience time.Duration) {
+	want(ts, neg, args, 3)
+	status, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	for deadline := time.Now().Add(patience); ; {
+		exit := s.run(ctx, ts, lab.Role(args[1]), args[2:])
+		if exit == status {
+			return
+		}
+		if !time.Now().Before(deadline) {
+			ts.Fatalf("exit %d, not %d", exit, status)
+		}
+		select {
+		case <-ctx.Done():
+			ts.Check(ctx.Err())
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
+
+// on runs a command on a host.
+func (s *stage) on(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("on HOST COMMAND...")
+	}
+	cmd := s.host(ts, args[0]).Command(ctx, args[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", ts.Stdout(), ts.Stderr()
+	err := cmd.Run()
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		ts.Check(err)
+	}
+	if (err != nil) != neg {
+		ts.Fatalf("%v: %v", args, err)
+	}
+}
+
+// guest writes a domain's XML.
+func (s *stage) guest(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 3)
+	d := lab.Domain{Name: args[1], UUID: args[2]}
+	for _, a := range args[3:] {
+		key, value, _ := strings.Cut(a, "=")
+		switch key {
+		case "kernel":
+			d.Kernel = value
+		case "initrd":
+			d.Initrd = value
+		case "cmdline":
+			d.CommandLine = value
+		case "extra":
+			d.Extra = value
+		case "configured":
+			d.Configured = value
+		case "metadata":
+			d.MetadataText = value
+		default:
+			ts.Fatalf("guest: what is %q?", key)
+		}
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(s.lab.Guest.XML(d)), 0o644))
+}
+
+// token lets the tenant make a token that pins the lab's guest.
+func (s *stage) token(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 1)
+	all := append([]string{"token", "new", "--trust", "trust.json", "--profile", s.profile, "--kernel", ts.Getenv("KERNEL"), "--initrd", ts.Getenv("INITRD"),
+		"--cmdline", ts.Getenv("CMDLINE"), "--interactive", "no", "--key-out", args[0] + ".key", "--token-out", args[0] + ".token"}, args[1:]...)
+	if exit := s.run(ctx, ts, lab.RoleTenant, all); exit != 0 {
+		ts.Fatalf("token: exit %d", exit)
+	}
+}
+
+// launched makes token and XML of a name, launches it and expects a proof.
+func (s *stage) launched(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 2)
+	s.guest(ts, false, []string{args[0] + ".xml", args[0], args[1]})
+	s.token(ctx, ts, false, []string{args[0]})
+	if exit := s.run(ctx, ts, lab.RoleEngine, []string{"domain", "launch", "--token", args[0] + ".token", "--domain", args[0] + ".xml", "--proof-out", args[0] + ".proof"}); exit != 0 {
+		ts.Fatalf("launched: exit %d", exit)
+	}
+}
+
+// tpm does something to a host's TPM.
+func (s *stage) tpm(ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 2)
+	h := s.host(ts, args[0])
+	var err error
+	switch args[1] {
+	case "boot":
+		_, err = h.TXTBoot()
+	case "relaunch":
+		_, err = h.Relaunch()
+	case "other":
+		other := h.Script()
+		other.Kernel = bytes.ToUpper(append([]byte("another "), other.Kernel...))
+		_, err = h.Relaunch(other)
+	case "reset":
+		err = h.Reset()
+	case "s3":
+		err = h.S3()
+	default:
+		ts.Fatalf("tpm: what is %q?", args[1])
+	}
+	ts.Check(err)
+}
+
+// daemon starts, stops, kills or holds a daemon of a host.
+func (s *stage) daemon(ctx context.Context, ts *testscript.TestScript, neg bool, which string, args []string) {
+	want(ts, neg, args, 2)
+	h := s.host(ts, args[0])
+	do := map[string]func(context.Context) error{
+		"hostd start": h.StartHostd, "hostd stop": h.StopHostd, "hostd kill": h.KillHostd,
+		"hostd hold":     func(ctx context.Context) error { return h.PauseHostd(ctx, true) },
+		"hostd go":       func(ctx context.Context) error { return h.PauseHostd(ctx, false) },
+		"libvirtd start": h.StartLibvirtd, "libvirtd stop": h.StopLibvirtd, "libvirtd kill": h.KillLibvirtd,
+	}[which+" "+args[1]]
+	if do == nil {
+		ts.Fatalf("%s: what is %q?", which, args[1])
+	}
+	ts.Check(do(ctx))
+}
+
+// verifier holds the verifier where it is, or stops and starts it.
+func (s *stage) verifier(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 1)
+	v := s.lab.Verifier
+	do := map[string]func(context.Context) error{
+		"start": v.Start, "stop": v.Stop,
+		"hold": func(ctx context.Context) error { return v.Pause(ctx, true) },
+		"go":   func(ctx context.Context) error { return v.Pause(ctx, false) },
+	}[args[0]]
+	if do == nil {
+		ts.Fatalf("verifier: what is %q?", args[0])
+	}
+	ts.Check(do(ctx))
+}

@@ -1,0 +1,211 @@
+// Package stories runs Troth's own programs on the lab as people would: one story per file in testdata, in testscript's language.
+//
+// A story has two hosts with a verdict, host1 and host2, the profile "gold", and these commands besides testscript's own:
+//
+//	operator|tenant|engine ARGS...   run troth as that person; [HOST:] before ARGS names a host other than host1
+//	exits N PERSON ARGS...           the same, which must end with exit status N
+//	on HOST ARGS...                  run a command on a host
+//	guest FILE NAME UUID [KEY=VALUE...]  write a domain's XML: kernel, initrd, cmdline, extra, configured, metadata
+//	token NAME [ARGS...]             let the tenant make NAME.token and NAME.key, pinned to the lab's guest
+//	launched NAME UUID               launch NAME.xml with NAME.token; the proof is NAME.proof
+//	tpm HOST boot|relaunch|other|reset|s3  what happens to a host's TPM; other launches another kernel
+//	hostd|libvirtd HOST start|stop|kill|hold|go
+//	verifier hold|go|stop|start
+//	settles HOST                     wait until the host is ready again
+//	eventually N PERSON ARGS...      exits, tried for 15 s: a host notices a change of its own state within an epoch
+//	console HOST NAME TEXT           wait until a guest's console has shown a text
+//
+// It needs root and what `make deps` installs; with -short it is left out.
+package stories
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"troth/test/cast"
+	"troth/test/lab"
+)
+
+func TestStories(t *testing.T) {
+	if testing.Short() {
+		t.Skip("stories need the lab: make test")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	s := &stage{}
+	l, err := lab.New(ctx, lab.Options{Hosts: 2, Log: logger{t}, Until: lab.Ready})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		end := l.Close
+		if t.Failed() {
+			t.Logf("the lab's logs stay in %s", l.Dir())
+			end = l.Keep
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.lab = l
+	if err := s.golden(ctx); err != nil {
+		t.Fatal(err)
+	}
+	// Stories share hosts, so they are told one after another; each leaves the hosts as it found them.
+	testscript.RunT(oneByOne{t}, testscript.Params{Dir: "testdata", Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
+}
+
+var update = flag.Bool("update", false, "write what commands print into the stories")
+
+// oneByOne is a test whose subtests do not run side by side.
+type oneByOne struct{ *testing.T }
+
+func (o oneByOne) Parallel() {}
+
+func (o oneByOne) Run(name string, f func(testscript.T)) {
+	o.T.Run(name, func(t *testing.T) { f(oneByOne{t}) })
+}
+
+func (o oneByOne) Verbose() bool { return testing.Verbose() }
+
+type logger struct{ t *testing.T }
+
+func (l logger) Write(b []byte) (int, error) {
+	l.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// stage is the lab with its profile; people are made for each story, in the story's own directory.
+type stage struct {
+	lab     *lab.Lab
+	profile string
+}
+
+// golden takes host1's state as good and waits until both hosts have a verdict.
+func (s *stage) golden(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "stories")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	operator, err := cast.New(s.lab, lab.RoleOperator, dir)
+	if err != nil {
+		return err
+	}
+	var imported struct {
+		Profile struct{ Name, Digest string }
+	}
+	if err := operator.Do(ctx, s.lab.Host(1), &imported, "reference", "import", "host1", "--name", "golden", "--profile", "gold", "--yes"); err != nil {
+		return err
+	}
+	s.profile = imported.Profile.Name + "@" + imported.Profile.Digest
+	for _, h := range s.lab.Hosts() {
+		if err := h.AwaitReady(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setUp gives a story its settings files and variables.
+func (s *stage) setUp(e *testscript.Env) error {
+	g := s.lab.Guest
+	e.Setenv("PROFILE", s.profile)
+	e.Setenv("KERNEL", filepath.Join(g.Outside, "vmlinuz"))
+	e.Setenv("INITRD", filepath.Join(g.Outside, "initrd"))
+	e.Setenv("CMDLINE", g.CommandLine)
+	e.Setenv("SHARED", g.Outside)
+	e.Setenv("INSIDE", filepath.Dir(g.Kernel))
+	for _, role := range []lab.Role{lab.RoleOperator, lab.RoleTenant, lab.RoleEngine} {
+		p, err := cast.New(s.lab, role, e.WorkDir)
+		if err != nil {
+			return err
+		}
+		e.Values[role] = p
+	}
+	return s.person(e.Values, lab.RoleTenant).Do(context.Background(), s.lab.Host(1), nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
+}
+
+func (s *stage) person(values map[any]any, role lab.Role) *cast.Person {
+	return values[role].(*cast.Person)
+}
+
+// host finds a host by name.
+func (s *stage) host(ts *testscript.TestScript, name string) *lab.Host {
+	for _, h := range s.lab.Hosts() {
+		if h.Name == name {
+			return h
+		}
+	}
+	ts.Fatalf("no host %q", name)
+	return nil
+}
+
+// run runs troth as a person, in text for people unless the arguments ask for json, and shows what it printed.
+func (s *stage) run(ctx context.Context, ts *testscript.TestScript, role lab.Role, args []string) int {
+	h := s.lab.Host(1)
+	if len(args) > 0 && strings.HasSuffix(args[0], ":") {
+		h, args = s.host(ts, strings.TrimSuffix(args[0], ":")), args[1:]
+	}
+	p, ok := ts.Value(role).(*cast.Person)
+	if !ok {
+		ts.Fatalf("nobody is called %q", role)
+	}
+	in := *p
+	in.Dir = ts.MkAbs(".")
+	a, err := in.Text(ctx, h, args...)
+	ts.Check(err)
+	fmt.Fprint(ts.Stdout(), string(a.Stdout))
+	fmt.Fprint(ts.Stderr(), string(a.Stderr))
+	return a.Exit
+}
+
+type command = func(ts *testscript.TestScript, neg bool, args []string)
+
+func (s *stage) commands(ctx context.Context) map[string]command {
+	as := func(role lab.Role) command {
+		return func(ts *testscript.TestScript, neg bool, args []string) {
+			if exit := s.run(ctx, ts, role, args); (exit != 0) != neg {
+				ts.Fatalf("%s %s: exit %d", role, strings.Join(args, " "), exit)
+			}
+		}
+	}
+	return map[string]command{
+		"operator":   as(lab.RoleOperator),
+		"tenant":     as(lab.RoleTenant),
+		"engine":     as(lab.RoleEngine),
+		"exits":      func(ts *testscript.TestScript, neg bool, args []string) { s.exits(ctx, ts, neg, args, 0) },
+		"eventually": func(ts *testscript.TestScript, neg bool, args []string) { s.exits(ctx, ts, neg, args, 15*time.Second) },
+		"on":         func(ts *testscript.TestScript, neg bool, args []string) { s.on(ctx, ts, neg, args) },
+		"guest":      func(ts *testscript.TestScript, neg bool, args []string) { s.guest(ts, neg, args) },
+		"token":      func(ts *testscript.TestScript, neg bool, args []string) { s.token(ctx, ts, neg, args) },
+		"launched":   func(ts *testscript.TestScript, neg bool, args []string) { s.launched(ctx, ts, neg, args) },
+		"tpm":        func(ts *testscript.TestScript, neg bool, args []string) { s.tpm(ts, neg, args) },
+		"hostd":      func(ts *testscript.TestScript, neg bool, args []string) { s.daemon(ctx, ts, neg, "hostd", args) },
+		"libvirtd":   func(ts *testscript.TestScript, neg bool, args []string) { s.daemon(ctx, ts, neg, "libvirtd", args) },
+		"verifier":   func(ts *testscript.TestScript, neg bool, args []string) { s.verifier(ctx, ts, neg, args) },
+		"settles": func(ts *testscript.TestScript, neg bool, args []string) {
+			want(ts, neg, args, 1)
+			ts.Check(s.host(ts, args[0]).AwaitReady(ctx))
+		},
+		"console": func(ts *testscript.TestScript, neg bool, args []string) {
+			want(ts, neg, args, 3)
+			ts.Check(s.host(ts, args[0]).AwaitConsole(ctx, args[1], args[2]))
+		},
+	}
+}
+
+// want refuses a command that is negated or has the wrong number of arguments.
+func want(ts *testscript.TestScript, neg bool, args []string, n int) {
+	if neg || len(args) < n {
+		ts.Fatalf("this command takes at least %d arguments, and no '!'", n)
+	}
+}
