@@ -108,7 +108,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 		d.Launcher.QEMU = &u
 	}
 	d.Launcher.Start()
-	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { _, n := book.Owed(); return n }}
+	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { return len(book.Owed()) }}
 	timeout, err := time.ParseDuration(d.Config.Launch.Timeout)
 	if err != nil {
 		return fmt.Errorf("launch.timeout: %w", err)

@@ -2,43 +2,128 @@ package hostd
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"time"
 
 	"troth/launcher"
 	"troth/launcher/image"
 	"troth/proof"
 )
 
-// Images measures real files.
+// Images measures real files. A read lease is held while a file is hashed and given up right after: libvirt opens every image for writing when it
+// starts a domain (virSecurityManagerMetadataLock, while remember_owner is on), which would wait for our lease until the kernel breaks it
+// (fs.lease-break-time, 45 s), also when it starts another domain that boots the same kernel. From then on the open descriptor, the path,
+// size and modification time tell; the change time does not, since libvirt gives files to QEMU's user. What a guest boots is hashed once
+// more while it stands paused (launcher, the step compare).
 type Images struct{}
 
-type heldFile struct{ held *image.Held }
+// measureTries bounds how often a file is hashed again after somebody opened it for writing meanwhile, as libvirt does for an instant.
+const measureTries = 8
+
+type heldFile struct {
+	held   *image.Held
+	digest proof.Digest
+	stamp  string // size and modification time while the lease was held; empty for a file that the guest writes to
+	device bool
+}
 
 // Measure implements launcher.Images.
 func (Images) Measure(ctx context.Context, path string, progress func(done, total int64)) (launcher.Image, error) {
-	h, err := image.Measure(ctx, path, progress)
+	for try := 1; ; try++ {
+		f, err := measureOnce(ctx, path, progress)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, &proof.Refusal{Code: proof.ImageChanged}) || try == measureTries {
+			return nil, err
+		}
+		select {
+		case <-time.After(time.Duration(try) * 20 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func measureOnce(ctx context.Context, path string, progress func(done, total int64)) (_ *heldFile, err error) {
+	leased, err := image.Measure(ctx, path, progress)
 	if err != nil {
 		return nil, err
 	}
-	return heldFile{h}, nil
+	defer func() { err = errors.Join(err, leased.Close()) }()
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	f.digest = leased.Digest
+	f.stamp, err = stamp(path)
+	// Rechecked after the stamp was taken: still under the lease, so the stamp is of the content that was hashed.
+	if err == nil {
+		err = leased.Recheck()
+	}
+	if err == nil && (leased.Device() != f.held.Device() || leased.Inode() != f.held.Inode()) {
+		err = proof.Refuse(proof.ImageChanged, "another file took the image's place", proof.Fact{Name: "path", Value: path})
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // Open implements launcher.Images.
 func (Images) Open(path string) (launcher.Image, error) {
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func open(path string) (*heldFile, error) {
 	h, err := image.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	return heldFile{h}, nil
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, errors.Join(proof.Refuse(proof.ImageNotMeasured, "an image cannot be looked at", proof.Fact{Name: "path", Value: path}), err, h.Close())
+	}
+	return &heldFile{held: h, device: info.Mode()&os.ModeDevice != 0}, nil
 }
 
-func (f heldFile) Digest() proof.Digest { return f.held.Digest }
-func (f heldFile) Recheck() error       { return f.held.Recheck() }
-func (f heldFile) Close() error         { return f.held.Close() }
+func stamp(path string) (string, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return "", proof.Refuse(proof.ImageChanged, "an image is gone", proof.Fact{Name: "path", Value: path}, proof.Fact{Name: "cause", Value: err.Error()})
+	}
+	return fmt.Sprintf("%d bytes of %s", info.Size(), info.ModTime().UTC().Format(time.RFC3339Nano)), nil
+}
 
-// File tells a block device by its path; Recheck says whether the path still names what is held.
-func (f heldFile) File() (launcher.File, bool) {
-	info, err := os.Lstat(f.held.Path)
-	device := err == nil && info.Mode()&os.ModeDevice != 0
-	return launcher.File{Path: f.held.Path, Dev: f.held.Device(), Ino: f.held.Inode()}, device
+// Digest implements launcher.Image.
+func (f *heldFile) Digest() proof.Digest { return f.digest }
+
+// Close implements launcher.Image.
+func (f *heldFile) Close() error { return f.held.Close() }
+
+// Recheck implements launcher.Image.
+func (f *heldFile) Recheck() error {
+	if err := f.held.Recheck(); err != nil {
+		return err
+	}
+	if f.stamp == "" {
+		return nil
+	}
+	now, err := stamp(f.held.Path)
+	if err == nil && now != f.stamp {
+		err = proof.Refuse(proof.ImageChanged, "an image is not in the state that was measured",
+			proof.Fact{Name: "path", Value: f.held.Path}, proof.Fact{Name: "state", Want: f.stamp, Got: now})
+	}
+	return err
+}
+
+// File implements launcher.Image.
+func (f *heldFile) File() (launcher.File, bool) {
+	return launcher.File{Path: f.held.Path, Dev: f.held.Device(), Ino: f.held.Inode()}, f.device
 }

@@ -64,10 +64,9 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 			if err := d.Launcher.Gone(ctx, known.UUID, why); err != nil {
 				d.Log.Warn("cannot close the link of a guest that is gone", "uuid", known.UUID, "error", err.Error())
 			}
-		case known.Registered && known.State != launcher.StateProved && runs[known.UUID]:
-			if id, err := domain.ParseUUID(known.UUID); err == nil && !d.Launcher.Busy(id) {
-				// The full reconcile decides about such guests; here they are said.
-				d.Log.Warn("a registered domain runs without a grant", "uuid", known.UUID, "state", known.State)
+		case (known.State == launcher.StateRefused || known.State == launcher.StateStopped) && runs[known.UUID]:
+			if err := d.Launcher.Stray(ctx, known.UUID); err != nil {
+				d.Log.Warn("cannot end a guest of a refused launch", "uuid", known.UUID, "error", err.Error())
 			}
 		}
 	}

@@ -121,10 +121,14 @@ func (b *Book) apply(e *Entry) error {
 		b.owed = append(b.owed, *e.Event)
 		return nil
 	case WroteTold:
-		if len(b.owed) == 0 {
-			return fmt.Errorf("%s, but nothing was owed", e.What)
+		at := -1
+		if e.Event != nil {
+			at = slices.Index(b.owed, *e.Event)
 		}
-		b.owed = b.owed[1:]
+		if at < 0 {
+			return fmt.Errorf("%s, but nothing like it was owed", e.What)
+		}
+		b.owed = slices.Delete(b.owed, at, at+1)
 		return nil
 	}
 	d := b.domains[e.UUID]
@@ -301,12 +305,9 @@ func (b *Book) Unended() []*Record {
 	return all
 }
 
-// Owed returns the oldest chain event that the verifier has not taken, and how many there are.
-func (b *Book) Owed() (oldest ChainEvent, n int) {
+// Owed returns the chain events that the verifier has not taken, oldest first.
+func (b *Book) Owed() []ChainEvent {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.owed) > 0 {
-		oldest = b.owed[0]
-	}
-	return oldest, len(b.owed)
+	return slices.Clone(b.owed)
 }

@@ -77,7 +77,7 @@ func compareProcess(p *Process, h *held, c *domain.Config, user *uint32) error {
 			return proof.Refuse(proof.ImageChanged, "QEMU was given another file under the path of an image",
 				proof.Fact{Name: "path", Value: i.path}, identity(want, *named))
 		}
-		if i.role != "disk" || device {
+		if i.role != roleDisk || device {
 			continue
 		}
 		open := find(p.Open, func(f File) bool { return f.Dev == want.Dev && f.Ino == want.Ino })

@@ -13,7 +13,7 @@ const (
 	WroteStopped   = "stopped"   // the guest ended, on request or by itself
 	WroteForgotten = "forgotten" // the domain is no longer registered
 	WroteEvent     = "event"     // a chain event is owed to the verifier
-	WroteTold      = "told"      // the oldest owed chain event was taken
+	WroteTold      = "told"      // an owed chain event was taken
 )
 
 // Entry is one line of the journal. Fields that an entry of its kind does not need are empty. It holds no secret: the token is
@@ -41,7 +41,7 @@ type Entry struct {
 	Proof   []byte         `json:"proof,omitempty"`   // proved
 	Refusal *proof.Refusal `json:"refusal,omitempty"` // failed, refused, stopped
 	Unmoved bool           `json:"unmoved,omitempty"` // refused: the verifier said no, so the token's chain did not move
-	Event   *ChainEvent    `json:"event,omitempty"`   // event
+	Event   *ChainEvent    `json:"event,omitempty"`   // event, told, told
 }
 
 // Volume is a file that belongs to a registered domain alone.

@@ -19,35 +19,57 @@ func (l *Launcher) owe(e ChainEvent) error {
 	return l.Book.Write(&Entry{What: WroteEvent, Event: &e})
 }
 
-// Tell tells the verifier what it is owed, oldest first, until all is told or it cannot be reached. An event that the verifier refuses
-// for good is dropped: it knows better where its chain stands.
+// Tell tells the verifier what it is owed, in order for each token. One token's trouble keeps no other token waiting; a verifier that cannot be
+// reached ends the round. An event that the verifier refuses for good is dropped: it knows better where its chain stands.
 func (l *Launcher) Tell(ctx context.Context) error {
+	return l.tell(ctx, func(ChainEvent) bool { return true })
+}
+
+// tellToken tells what is owed of one token.
+func (l *Launcher) tellToken(ctx context.Context, token proof.Digest) error {
+	return l.tell(ctx, func(e ChainEvent) bool { return e.Token == token })
+}
+
+func (l *Launcher) tell(ctx context.Context, which func(ChainEvent) bool) error {
 	l.telling.Lock()
 	defer l.telling.Unlock()
-	for {
-		e, n := l.Book.Owed()
-		if n == 0 {
-			return nil
+	stuck := map[proof.Digest]bool{}
+	var first error
+	for _, e := range l.Book.Owed() {
+		if stuck[e.Token] || !which(e) {
+			continue
 		}
 		err := l.Verifier.Report(ctx, e)
 		var r *proof.Refusal
 		switch {
 		case err == nil:
-		case errors.As(err, &r) && passing(r.Code), r == nil:
+		case !errors.As(err, &r) || r.Code == proof.VerifierUnreachable || ctx.Err() != nil:
 			return err
+		case passing(r.Code):
+			stuck[e.Token] = true
+			first = firstOf(first, err)
+			continue
 		default:
 			l.Log.Warn("the verifier does not take a chain event", "event", e.Event, "token", e.Token.String(), "code", string(r.Code), "sentence", r.Sentence)
 		}
-		if err := l.Book.Write(&Entry{What: WroteTold}); err != nil {
+		if err := l.Book.Write(&Entry{What: WroteTold, Event: &e}); err != nil {
 			return err
 		}
 	}
+	return first
+}
+
+func firstOf(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
 }
 
 // passing says that a refusal is not about what was asked, and may be gone in a while.
 func passing(c proof.Code) bool {
 	switch c {
-	case proof.VerifierUnreachable, proof.Internal, proof.HostNotApproved, proof.Forbidden:
+	case proof.VerifierUnreachable, proof.Internal, proof.HostNotApproved, proof.Forbidden, proof.TPMBusy:
 		return true
 	default:
 		return false

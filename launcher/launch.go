@@ -213,7 +213,7 @@ func reason(err error) string {
 func (a *attempt) obtain(ctx context.Context) (*proof.Released, *proof.Refusal) {
 	if !a.req.DryRun {
 		// An abort of an earlier attempt that was never told would make the verifier refuse this one.
-		if err := a.Tell(ctx); err != nil {
+		if err := a.tellToken(ctx, a.facts.Token); err != nil {
 			return nil, Refusal(StepRelease, err)
 		}
 	}
@@ -427,6 +427,9 @@ func (a *attempt) compare(ctx context.Context, added domain.Additions) error {
 		return err
 	}
 	if err := compareProcess(process, a.images, a.config, a.QEMU); err != nil {
+		return err
+	}
+	if err := a.again(ctx, a.images); err != nil {
 		return err
 	}
 	if changed := proof.First(a.images.recheck()); changed != nil {

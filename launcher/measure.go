@@ -13,10 +13,10 @@ import (
 )
 
 // held are the images of one launch, open until it ends.
-type held struct {
-	images  []*heldImage
-	nothing bool
-}
+type held struct{ images []*heldImage }
+
+// roleDisk is what is held open by QEMU; every other role is what it was told to read.
+const roleDisk = "disk"
 
 type heldImage struct {
 	Image
@@ -91,7 +91,7 @@ func (l *Launcher) measure(ctx context.Context, c *domain.Config, first bool, w 
 	for i := range m.Disks {
 		at := slices.IndexFunc(c.Disks, func(d domain.Disk) bool { return d.Target == m.Disks[i].Target })
 		d := c.Disks[at]
-		files = append(files, wanted{path: d.Source, role: "disk", target: d.Target, writes: !d.ReadOnly, measure: d.ReadOnly || first, digest: &m.Disks[i].Digest})
+		files = append(files, wanted{path: d.Source, role: roleDisk, target: d.Target, writes: !d.ReadOnly, measure: d.ReadOnly || first, digest: &m.Disks[i].Digest})
 	}
 	h, err := l.hold(ctx, files, w)
 	if err != nil {
@@ -129,7 +129,7 @@ func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, 
 	return h, nil
 }
 
-// handOver gives up the leases on what the guest will write to, so that QEMU can open it, and keeps holding the very same files.
+// handOver lets go of the digests of what the guest is about to write to, after a last look, and keeps holding the very same files.
 func (l *Launcher) handOver(h *held) error {
 	for _, i := range h.images {
 		if !i.writes {
@@ -146,10 +146,33 @@ func (l *Launcher) handOver(h *held) error {
 		old := i.Image
 		i.Image = open
 		if err := old.Close(); err != nil {
-			return fmt.Errorf("cannot give up the lease on %q: %w", i.path, err)
+			return fmt.Errorf("cannot close %q: %w", i.path, err)
 		}
 		if is, _ := open.File(); is != was {
 			return proof.Refuse(proof.ImageChanged, "another file took the image's place", proof.Fact{Name: "path", Value: i.path})
+		}
+	}
+	return nil
+}
+
+// again hashes what the guest boots once more. QEMU has read it by now, and libvirt touched the files to start it: whoever wrote into one
+// after it was measured is seen here, before there is a proof.
+func (l *Launcher) again(ctx context.Context, h *held) error {
+	for _, i := range h.images {
+		if i.role == roleDisk {
+			continue
+		}
+		now, err := l.Images.Measure(ctx, i.path, func(int64, int64) {})
+		if err != nil {
+			return err
+		}
+		got := now.Digest()
+		if err := now.Close(); err != nil {
+			return fmt.Errorf("cannot close %q: %w", i.path, err)
+		}
+		if want := i.Digest(); got != want {
+			return proof.Refuse(proof.ImageChanged, "an image changed while the domain was created",
+				proof.Fact{Name: "path", Value: i.path}, proof.Fact{Name: "digest", Want: want.String(), Got: got.String()})
 		}
 	}
 	return nil

@@ -258,3 +258,31 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 	l.finish(ctx, r.Launch, r.UUID, ChainEvent{Token: r.Token, Link: r.Link, Event: EventOpen, Attempt: r.Attempt})
 	return true, nil
 }
+
+// Stray ends a guest of a launch that was refused: when libvirt did not answer in time, the guest may have come up after the launch was undone.
+// Only a live launch id, which nobody but a launch writes, makes a guest one of ours.
+func (l *Launcher) Stray(ctx context.Context, uuid string) error {
+	_, id, refusal := l.known(uuid)
+	if refusal != nil {
+		return nil
+	}
+	free, refusal := l.claim(id)
+	if refusal != nil {
+		return nil
+	}
+	defer free()
+	d := l.Book.Domain(uuid)
+	if d == nil || (d.State != StateRefused && d.State != StateStopped) {
+		return nil
+	}
+	live, err := l.Virt.Live(ctx, id)
+	if err != nil || live == nil {
+		return err
+	}
+	got, err := domain.Read(live, domain.Live)
+	if err != nil || got.Added.LaunchID == [32]byte{} {
+		return nil // not ours to end here
+	}
+	l.Log.Warn("ending a guest of a launch that was refused", "uuid", uuid, "launch", d.Launch)
+	return l.Virt.Destroy(ctx, id)
+}

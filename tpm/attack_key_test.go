@@ -39,7 +39,7 @@ func attackAttributes(t *testing.T, c *captured) {
 		"adminWithPolicy":    func(p *tpm2.TPMTPublic) { p.ObjectAttributes.AdminWithPolicy = true },
 		"dictionary attacks": func(p *tpm2.TPMTPublic) { p.ObjectAttributes.NoDA = false },
 		"policy":             func(p *tpm2.TPMTPublic) { p.AuthPolicy.Buffer = make([]byte, 32) },
-		"P-384": func(p *tpm2.TPMTPublic) {
+		"curve P-384": func(p *tpm2.TPMTPublic) {
 			e, err := p.Parameters.ECCDetail()
 			must(t, e, err).CurveID = tpm2.TPMECCNistP384
 		},

@@ -125,8 +125,13 @@ func TestCompletion(t *testing.T) {
 	troth(t, "", "__complete", "domain", "ch").want(t, exitYes, "challenge")
 }
 
-// TestClean: what a stranger named cannot write to the terminal.
-func TestClean(t *testing.T) {
+// TestAttack holds the attacks that end at the tenant's terminal.
+func TestAttack(t *testing.T) {
+	t.Run("X-LOG", attackControlBytes)
+}
+
+// attackControlBytes: what a stranger named cannot write to the terminal.
+func attackControlBytes(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain ü": "plain ü", "a\nb": `a\nb`, "\x1b[2J": `\x1b[2J`, "\u202e": `\u202e`, "\xff": `\ufffd`,
 	} {

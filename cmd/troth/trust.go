@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"troth/proof"
+	"troth/verifier/api"
 )
 
 func (a *app) trustCommand() *cobra.Command {
@@ -157,13 +158,6 @@ To renew the keys under the root that you pinned: troth trust fetch --root trust
 	return c
 }
 
-// keysAnswer is the answer of /v1/keys. A verifier may name its root beside the
-// signed set; the set's signature is checked with it, and a person judges it.
-type keysAnswer struct {
-	Keys string     `json:"keys"`
-	Root *proof.JWK `json:"root"`
-}
-
 func (a *app) fetchTrust(ctx context.Context, o fetchOptions) error {
 	if err := absent(o.force, o.out); err != nil {
 		return err
@@ -177,7 +171,7 @@ func (a *app) fetchTrust(ctx context.Context, o fetchOptions) error {
 	if err != nil {
 		return err
 	}
-	got, err := asking[keysAnswer](ctx, p, func(ctx context.Context) (*http.Response, error) { return v.GetKeys(ctx) })
+	got, err := asking[api.Keys](ctx, p, func(ctx context.Context) (*http.Response, error) { return v.GetKeys(ctx) })
 	if err != nil {
 		return err
 	}

@@ -40,7 +40,9 @@ func (g *Guest) XML(d Domain) string {
 			s = other
 		}
 		var b bytes.Buffer
-		xml.EscapeText(&b, []byte(s)) // a bytes.Buffer takes everything
+		if err := xml.EscapeText(&b, []byte(s)); err != nil {
+			panic(err) // a bytes.Buffer takes everything
+		}
 		return b.String()
 	}
 	var b strings.Builder

@@ -222,7 +222,7 @@ func lookPath(name string, env []string) (string, error) {
 
 // serve answers one client.
 func (p *process1) serve(conn *net.UnixConn) {
-	defer conn.Close()
+	defer hangUp(conn)
 	r, files, err := receive(conn)
 	if err != nil {
 		answer(conn, reply{Error: err.Error()})
@@ -261,9 +261,8 @@ func (p *process1) run(conn *net.UnixConn, r *request, files []int) {
 			if err == nil {
 				sig = syscall.Signal(s.Signal)
 			}
-			p.kill(-e.pid, e, sig)
-			if err != nil {
-				return
+			if kerr := p.kill(-e.pid, e, sig); err != nil || kerr != nil {
+				return // the client has gone, or the command
 			}
 		}
 	}()
@@ -338,7 +337,9 @@ func (p *process1) service(conn *net.UnixConn, r *request) reply {
 		gone := make(chan struct{})
 		go func() {
 			defer close(gone)
-			receive(conn) // returns when the client does not care any more
+			for err := error(nil); err == nil; { // until the client does not care any more
+				_, _, err = receive(conn)
+			}
 		}()
 		select {
 		case <-e.done:

@@ -32,7 +32,11 @@ func (l *Lab) kernel(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot make room for the guest's kernel: %w", err)
 	}
-	defer os.RemoveAll(work)
+	defer func() {
+		if rerr := os.RemoveAll(work); rerr != nil {
+			l.say("cannot remove %s: %v", work, rerr)
+		}
+	}()
 	name, err := l.kernelImage(ctx)
 	if err != nil {
 		return "", err
@@ -124,7 +128,7 @@ func moduleNeeds(file string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer hangUp(f)
 	s := f.Section(".modinfo")
 	if s == nil {
 		return nil, errors.New("no .modinfo")

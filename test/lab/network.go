@@ -132,10 +132,10 @@ func (n *Node) netlink() (*netlink.Handle, func(), error) {
 	}
 	h, err := netlink.NewHandleAt(ns)
 	if err != nil {
-		ns.Close()
+		hangUp(&ns)
 		return nil, nil, fmt.Errorf("cannot open the network of %s: %w", n.Name, err)
 	}
-	return h, func() { h.Close(); ns.Close() }, nil
+	return h, func() { h.Close(); hangUp(&ns) }, nil
 }
 
 // DialContext connects from the node's network namespace; it fits http.Transport and tls.Dialer's users. Names of nodes

@@ -21,7 +21,7 @@ func runProxy(socket string, argv []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close()
+	defer hangUp(conn)
 	go func() {
 		for s := range signals {
 			data, err := json.Marshal(request{Op: "signal", Signal: int(s.(syscall.Signal))})

@@ -49,9 +49,18 @@ func receive(conn *net.UnixConn) (*request, []int, error) {
 func closeAll(files []int) {
 	for i, fd := range files {
 		if fd >= 0 {
-			syscall.Close(fd)
+			if err := syscall.Close(fd); err != nil {
+				fmt.Fprintf(os.Stderr, "cannot close file %d: %v\n", fd, err)
+			}
 			files[i] = -1
 		}
+	}
+}
+
+// hangUp closes what was only read from or has said all it had to: nothing that matters can fail any more, but it is told.
+func hangUp(c io.Closer) {
+	if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		fmt.Fprintln(os.Stderr, "cannot close:", err)
 	}
 }
 
@@ -86,17 +95,17 @@ func ask(ctx context.Context, socket string, r request, files ...int) (*net.Unix
 		_, _, err = conn.WriteMsgUnix(data, rights, nil)
 	}
 	if err != nil {
-		conn.Close()
+		hangUp(conn)
 		return nil, nil, fmt.Errorf("cannot ask the node: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() { hangUp(conn) })
 	defer stop()
 	answer, err := await(conn)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		conn.Close()
+		hangUp(conn)
 		return nil, nil, err
 	}
 	return conn, answer, nil

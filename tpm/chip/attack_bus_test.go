@@ -63,6 +63,27 @@ func attackBus(t *testing.T) {
 		h.unseals(seed)
 		h.holds(1, 1)
 	}
+	// A quote whose message or signature was changed on the way is not handed out.
+	for _, at := range []int{16, 60, 150, 200} {
+		h.bus.set(nil, func(command, answer []byte) []byte {
+			if code(command) == tpm2.TPMCCQuote && at < len(answer) {
+				answer[at] ^= 1
+			}
+			return answer
+		})
+		if q, err := h.chip.Quote(h.ctx, drtm, []byte("batch")); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("quote with byte %d changed: %x, %v", at, q, err)
+		}
+	}
+	h.bus.set(func(_ transport.TPM, command []byte) {
+		if code(command) == tpm2.TPMCCQuote { // other data than asked for, honestly signed
+			command[bytes.Index(command, []byte("batch"))] ^= 1
+		}
+	}, nil)
+	if q, err := h.chip.Quote(h.ctx, drtm, []byte("batch")); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("quote of other data: %x, %v", q, err)
+	}
+	h.bus.set(nil, nil)
 	// The command sent twice, and with the session's encrypt attribute cleared: the TPM answers neither in the clear.
 	tried := 0
 	h.bus.set(func(raw transport.TPM, command []byte) {

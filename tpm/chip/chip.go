@@ -1,4 +1,4 @@
-// Package chip opens and owns a TPM.
+// Package chip opens and owns a TPM, and keeps everything that goes on in it in one place.
 //
 // One goroutine, the actor, has the device; every operation is a closure that it runs to its end, so that commands of
 // two operations never mix and no handle leaves it:

@@ -43,7 +43,7 @@ func TestProvision(t *testing.T) {
 	if len(first.EKs) != 2 {
 		t.Fatalf("%d EKs, want RSA-2048 and P-384", len(first.EKs))
 	}
-	for n, want := range []string{"L-1", "H-3"} {
+	for n, want := range []string{tpm.EKTemplates()[0].Name, tpm.EKTemplates()[2].Name} {
 		ek, err := tpm.ParseEK(first.EKs[n].Public)
 		if must(t, ek, err).Template() != want {
 			t.Errorf("EK %d has template %s, want %s", n, ek.Template(), want)

@@ -216,6 +216,45 @@ func TestDirtySession(t *testing.T) {
 	}
 }
 
+// TestUnclean breaks the bus in the middle of an operation and through the flush after it: the next one flushes first.
+func TestUnclean(t *testing.T) {
+	h := newHost(t)
+	f := &outage{}
+	h.close()
+	h.config.Wrap = func(t transport.TPM) transport.TPM { f.TPM = t; return f }
+	h.open()
+	s, counters := h.seal(seed, drtm), h.counters()
+	f.begins = tpm2.TPMCCLoad // the object is loaded; its handle is lost
+	if err := h.chip.Install(h.ctx, s, drtm, counters); !errors.Is(err, ErrUnavailable) {
+		t.Fatalf("install during an outage: %v", err)
+	}
+	if _, err := h.chip.Quote(h.ctx, drtm, nil); !errors.Is(err, ErrUnavailable) {
+		t.Fatalf("quote during an outage: %v", err)
+	}
+	*f = outage{TPM: f.TPM}
+	h.holds(0, 0)
+	h.honest()
+}
+
+// outage loses the answer to a command and everything after it.
+type outage struct {
+	transport.TPM
+	begins tpm2.TPMCC
+	down   bool
+}
+
+func (o *outage) Send(command []byte) ([]byte, error) {
+	if o.down {
+		return nil, errBroken
+	}
+	answer, err := o.TPM.Send(command)
+	if code(command) == o.begins {
+		o.down = true
+		return nil, errBroken
+	}
+	return answer, err
+}
+
 func TestOpen(t *testing.T) {
 	h := newHost(t)
 	if _, err := Open(h.ctx, h.config); !errors.Is(err, ErrLocked) {
