@@ -22,7 +22,7 @@ deps: ## install what build, tests and demo need from Debian (root)
 	@test/setup/install.sh
 
 demo: build lab ## a proven VM from one command, then the cheats (root)
-	@$(BUILD)/demo -build $(BUILD)
+	@$(BUILD)/tell -build $(BUILD)
 
 build: deps ## build the four programs into build/
 	@mkdir -p $(BUILD)
@@ -32,7 +32,8 @@ build: deps ## build the four programs into build/
 .PHONY: lab
 lab: ## build the lab and the demo into build/
 	@mkdir -p $(BUILD)
-	CGO_ENABLED=0 $(GO) build -trimpath -o $(BUILD)/ ./test/lab/cmd/lab ./test/demo
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BUILD)/lab ./test/lab/cmd/lab
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BUILD)/tell ./test/demo
 
 check: deps fmt vet lint short ## format, vet, lint, rules, short tests: no root, no real parts
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -272,7 +273,7 @@ func (a *Attester) evidence(ctx context.Context, challenge []byte, sel pcr.Selec
 		if err != nil {
 			return nil, nil, err
 		}
-		return b, &launcher.Epoch{AK: a.ak.Name(), AKPublic: a.ak.Public(), SPKI: a.SPKI, PCRs: values, Counters: attested.Counters}, nil
+		return b, &launcher.Epoch{AK: a.ak.Name(), AKPublic: a.ak.Public(), SPKI: a.SPKI, PCRs: values, Counters: attested.Counters, Quoted: attested.Clock}, nil
 	}
 }
 
@@ -303,6 +304,12 @@ func (a *Attester) take(ctx context.Context, answer *vapi.Attestation, e *launch
 	verdict, keys, err := a.Judge.Verdict(ctx, answer.Verdict)
 	if err != nil {
 		return err
+	}
+	// A verdict carries the clock of the quote that it judged. Whoever keeps evidence back and answers it with an earlier verdict about this
+	// host would otherwise make that verdict young again. (Another host's verdict is Decide's to refuse.)
+	if verdict.Host == e.AK && verdict.Clock != e.Quoted {
+		return proof.Refuse(proof.VerdictStale, "the evidence was answered with a verdict about earlier evidence",
+			proof.Fact{Name: "clock", Want: strconv.FormatUint(e.Quoted, 10), Got: strconv.FormatUint(verdict.Clock, 10)})
 	}
 	e.Verdict, e.Keys, e.Text, e.Digest = verdict, keys, answer.Verdict, proof.VerdictDigest(answer.Verdict)
 	if verdict.Status != proof.Affirming {

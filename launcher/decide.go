@@ -4,47 +4,8 @@ import (
 	"fmt"
 	"time"
 
-	"troth/launcher/domain"
 	"troth/proof"
-	"troth/tpm"
 )
-
-// Facts is everything that the decision rests on. A step that could not do its part leaves its field empty and its refusal in Failed;
-// an empty field is never taken for a passed check.
-type Facts struct {
-	Failed []*proof.Refusal // of the steps before: strict reading, measuring, attesting, release, unseal
-
-	Action      string         // what was asked for
-	Config      *domain.Config // what is to run, read strictly
-	Token       proof.Digest   // of the token's text
-	Header      *proof.Header  // of the token
-	Measured    *Measured      // what the images held when they were hashed
-	Recheck     []*proof.Refusal
-	HookFailure string // why the hook cannot answer; empty when it can
-
-	Epoch *Epoch        // the verdict
-	AK    tpm.Name      // of the key in this TPM
-	SPKI  proof.Digest  // of this daemon's TLS key
-	Now   time.Duration // CLOCK_BOOTTIME
-
-	Statement *proof.Statement
-	Link      proof.Digest // of the statement's bytes, as they were sent
-	Receipt   *proof.Receipt
-	Released  *proof.Released
-}
-
-// Measured are the digests of what a domain boots and reads.
-type Measured struct {
-	Firmware, Kernel, Initrd, CommandLine *proof.Digest
-	Disks                                 []proof.StatementDisk
-}
-
-// Permit says that Decide saw no reason against this very launch. Only Decide makes one.
-type Permit struct {
-	uuid   domain.UUID
-	link   proof.Digest
-	config proof.Digest
-}
 
 // check is one reason to refuse.
 type check func(f *Facts) *proof.Refusal
@@ -164,8 +125,6 @@ func complete(f *Facts) *proof.Refusal {
 	return nil
 }
 
-func missing(sentence string) *proof.Refusal { return proof.Refuse(proof.Internal, sentence) }
-
 // dynamicLaunch: whatever the verifier found, PCRs of a host without a dynamic launch permit nothing.
 func dynamicLaunch(f *Facts) *proof.Refusal {
 	if f.Epoch == nil {
@@ -177,9 +136,14 @@ func dynamicLaunch(f *Facts) *proof.Refusal {
 	return nil
 }
 
+// ownVerdict: counters of another host's verdict say nothing of this one; verdictOurs refuses it.
+func ownVerdict(f *Facts) bool {
+	return f.Epoch != nil && f.Epoch.Verdict != nil && f.Epoch.Verdict.Host == f.AK
+}
+
 // notRebooted: the verdict is about this boot.
 func notRebooted(f *Facts) *proof.Refusal {
-	if f.Epoch == nil || f.Epoch.Verdict == nil {
+	if !ownVerdict(f) {
 		return nil
 	}
 	if want, got := f.Epoch.Verdict.Counters.Reset, f.Epoch.Counters.Reset; want != got {
@@ -190,7 +154,7 @@ func notRebooted(f *Facts) *proof.Refusal {
 
 // notRelaunched: the verdict is about this launch of this boot; a second identical one leaves the PCRs equal.
 func notRelaunched(f *Facts) *proof.Refusal {
-	if f.Epoch == nil || f.Epoch.Verdict == nil {
+	if !ownVerdict(f) {
 		return nil
 	}
 	if want, got := f.Epoch.Verdict.Counters.Restart, f.Epoch.Counters.Restart; want != got {
@@ -411,10 +375,6 @@ func everythingMeasured(f *Facts) *proof.Refusal {
 	return nil
 }
 
-func unmeasured(path string) *proof.Refusal {
-	return proof.Refuse(proof.ImageNotMeasured, "an image has no digest", proof.Fact{Name: "path", Value: path})
-}
-
 // imagesSame: the statement says what was measured, and no image changed since.
 func imagesSame(f *Facts) *proof.Refusal {
 	if len(f.Recheck) > 0 {
@@ -444,53 +404,4 @@ func hookLive(f *Facts) *proof.Refusal {
 		return proof.Refuse(proof.HookNotLive, "the hook cannot be answered", proof.Fact{Name: "hook", Value: f.HookFailure})
 	}
 	return nil
-}
-
-func interactive(c *domain.Config) string {
-	if c.Interactive() {
-		return proof.InteractiveYes
-	}
-	return proof.InteractiveNo
-}
-
-func differ(c proof.Code, sentence, name string, want, got fmt.Stringer) *proof.Refusal {
-	return proof.Refuse(c, sentence, proof.Fact{Name: name, Want: want.String(), Got: got.String()})
-}
-
-func numbers(name string, want, got uint32) proof.Fact {
-	return proof.Fact{Name: name, Want: fmt.Sprint(want), Got: fmt.Sprint(got)}
-}
-
-func seconds(name string, until, at int64) proof.Fact {
-	return proof.Fact{Name: name, Want: "at most " + time.Unix(until, 0).UTC().Format(time.RFC3339), Got: time.Unix(at, 0).UTC().Format(time.RFC3339)}
-}
-
-func text(d *proof.Digest) string {
-	if d == nil {
-		return "none"
-	}
-	return d.String()
-}
-
-func disks(all []proof.StatementDisk) string {
-	s := ""
-	for _, d := range all {
-		s += fmt.Sprintf("%s %s read-only=%v %s;", d.Target, d.Mode, d.ReadOnly, text(d.Digest))
-	}
-	return s
-}
-
-// local are the checks that need no answer of the verifier.
-var local = []check{
-	judged, asked, tokenNamed, dynamicLaunch, notRebooted, notRelaunched, samePCRs, profileMet, verdictThere, verdictFresh, verdictOurs,
-	verdictAffirming, configurationSame, everythingMeasured, imagesSame, hookLive,
-}
-
-// Rehearse runs the checks that need no answer of the verifier: before asking it, and for a dry run. It permits nothing.
-func Rehearse(f Facts) *proof.Refusal {
-	refusals := append([]*proof.Refusal(nil), f.Failed...)
-	for _, c := range local {
-		refusals = append(refusals, c(&f))
-	}
-	return proof.First(refusals)
 }

@@ -8,7 +8,6 @@ import (
 
 	"troth/launcher/domain"
 	"troth/proof"
-	"troth/tpm/pcr"
 )
 
 // attempt is one launch under way: what it knows, and how far the world has changed because of it.
@@ -27,6 +26,8 @@ type attempt struct {
 	statement []byte
 	link      proof.Digest
 	number    uint32
+	unsealing func() // the batches need not wait for this launch any more
+	quoting   func()
 	last      *proof.Digest // of the chain, when the verifier knows better than our book
 	release   Release
 	permit    Permit
@@ -56,7 +57,14 @@ func (l *Launcher) Launch(ctx context.Context, req Request, w Watcher) (out *Out
 		return nil, refusal
 	}
 	defer free()
+	// Said early, so that the chip serves launches that came together in one go.
+	a.unsealing, a.quoting = func() {}, func() {}
+	if !req.DryRun {
+		a.unsealing, a.quoting = l.unseals.announce(), l.quotes.announce()
+	}
 	out, refusal = a.guarded(ctx)
+	a.unsealing()
+	a.quoting()
 	if refusal != nil {
 		a.undo(ctx, refusal)
 		return nil, refusal
@@ -123,8 +131,6 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	}
 	defer released.Nonce.Forget()
 	defer released.Secret.Forget()
-	coming := l.quotes.announce()
-	defer coming()
 
 	// Still step 2: the decision. Images and hook are asked once more, since hashing and the network took their time.
 	w.Step(StepDecide)
@@ -146,7 +152,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	a.granted = true
 
 	// Step 5 begins early: the quote is with the chip while libvirt works. It names a link that has no MAC yet; a crash loses it.
-	quoted := a.quote(ctx, coming)
+	quoted := a.quote(ctx)
 
 	// Step 3: define what we emit, and read it back. A crash here leaves our definition and the guest's secret in a file of its owner
 	// alone, with nothing running: recovery puts the previous definition back and removes the file.
@@ -195,7 +201,10 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	// Step 6: only now it runs. A crash before or after resuming: the proof is in the journal, and recovery finds the guest paused or running.
 	w.Step(StepResume)
 	if err := l.Virt.Resume(ctx, c.UUID); err != nil {
-		return nil, Refusal(StepResume, err)
+		// Nobody knows whether it runs. Resuming a guest that runs changes nothing, so ask once more before giving it up.
+		if err := l.Virt.Resume(ctx, c.UUID); err != nil {
+			return nil, Refusal(StepResume, err)
+		}
 	}
 	l.finish(ctx, a.req.ID, uuid, a.event(EventOpen))
 	w.Step(StepDone)
@@ -209,145 +218,12 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// obtain gets verdict, receipt and nonce. A verdict that the verifier finds stale heals itself: attest and ask once more.
-func (a *attempt) obtain(ctx context.Context) (*proof.Released, *proof.Refusal) {
-	if !a.req.DryRun {
-		// An abort of an earlier attempt that was never told would make the verifier refuse this one.
-		if err := a.tellToken(ctx, a.facts.Token); err != nil {
-			return nil, Refusal(StepRelease, err)
-		}
-	}
-	healed := map[proof.Code]bool{}
-	for {
-		released, refusal := a.obtainOnce(ctx)
-		if refusal == nil || healed[refusal.Code] {
-			return released, refusal
-		}
-		healed[refusal.Code] = true
-		switch refusal.Code {
-		case proof.VerdictStale, proof.VerdictMissing:
-			if err := a.Epochs.Renew(ctx); err != nil {
-				return nil, proof.First([]*proof.Refusal{refusal, Refusal(StepVerdict, err)})
-			}
-		case proof.TokenUsed:
-			// The chain was moved by another host: the verifier says which link is the last one.
-			if !a.follow(refusal) {
-				return nil, refusal
-			}
-		default:
-			return nil, refusal
-		}
-	}
-}
-
-// follow takes the last link of the chain from a refusal that names it.
-func (a *attempt) follow(r *proof.Refusal) bool {
-	for _, f := range r.Facts {
-		if f.Name != "previous" {
-			continue
-		}
-		last, err := proof.ParseDigest(f.Want)
-		if err == nil {
-			a.last = &last
-		}
-		return err == nil
-	}
-	return false
-}
-
-func (a *attempt) obtainOnce(ctx context.Context) (*proof.Released, *proof.Refusal) {
-	// The epoch is held until the nonce is out, so that the release key which it is sealed to stays in the TPM.
-	a.w.Step(StepVerdict)
-	epoch, done, err := a.Epochs.Hold(ctx)
-	if err != nil {
-		return nil, Refusal(StepVerdict, err)
-	}
-	defer done()
-	a.epoch, a.facts.Epoch, a.facts.AK, a.facts.SPKI = epoch, epoch, epoch.AK, epoch.SPKI
-
-	a.w.Step(StepStatement)
-	if refusal := a.state(); refusal != nil {
-		return nil, refusal
-	}
-	a.facts.Recheck = a.images.recheck()
-	a.facts.HookFailure = reason(a.Hook.Ready())
-	a.facts.Now = a.Clock.Boot()
-	if refusal := Rehearse(a.facts); refusal != nil || a.req.DryRun {
-		return nil, refusal // before anything leaves this host
-	}
-
-	a.w.Step(StepRelease)
-	coming := a.unseals.announce()
-	defer coming()
-	if refusal := a.ask(ctx); refusal != nil {
-		return nil, refusal
-	}
-
-	a.w.Step(StepUnseal)
-	o, err := a.unseals.join(ctx, sealed{proof.ReceiptDigest(a.release.Receipt), a.release.Sealed}, coming)
-	if err != nil {
-		return nil, Refusal(StepUnseal, err)
-	}
-	if o.refusal != nil {
-		return nil, o.refusal
-	}
-	a.facts.Released = o.released
-	return o.released, nil
-}
-
-// state writes the statement of this attempt.
-func (a *attempt) state() *proof.Refusal {
-	c, m := a.config, a.measured
-	previous, number := a.Book.Next(a.facts.Token)
-	if a.last != nil {
-		previous = a.last
-	}
-	if a.intent && a.unmoved {
-		number = a.number // the verifier refused this attempt, so it is still to be made
-	}
-	s := &proof.Statement{
-		UUID: c.UUID.String(), Name: c.Name, Action: a.req.Action, Mode: proof.ModePaused, Configuration: c.Digest(),
-		Measurements: proof.Measurements{Firmware: m.Firmware, Kernel: m.Kernel, Initrd: m.Initrd, CommandLine: m.CommandLine},
-		Disks:        m.Disks, Interactive: interactive(c), Token: a.facts.Token,
-		Host: a.epoch.AK, Verdict: a.epoch.Digest, Previous: previous, Attempt: number, Blinder: proof.NewBlinder(),
-	}
-	b, err := s.Encode()
-	if err != nil {
-		return proof.Refuse(proof.RequestInvalid, "the domain cannot be stated", proof.Fact{Name: "cause", Value: err.Error()})
-	}
-	a.statement, a.link, a.number = b, proof.Link(b), number
-	a.facts.Statement, a.facts.Link = s, a.link
-	return nil
-}
-
-// ask writes the intent and asks for the release.
-func (a *attempt) ask(ctx context.Context) *proof.Refusal {
-	config := a.config.Digest()
-	err := a.Book.Write(&Entry{What: WroteIntent, Launch: a.req.ID, UUID: a.config.UUID.String(), Name: a.config.Name, Request: a.req.Domain, Asked: a.req.Asked,
-		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config, Link: &a.link, Attempt: a.number})
-	if err != nil {
-		return Refusal(StepRelease, err)
-	}
-	a.intent, a.unmoved = true, false
-	if a.release, err = a.Verifier.Release(ctx, a.req.Token, a.statement); err != nil {
-		refusal := Refusal(StepRelease, err)
-		a.unmoved = !passing(refusal.Code)
-		return refusal
-	}
-	receipt, err := proof.ParseReceipt(a.release.Receipt, a.epoch.Keys)
-	if err != nil {
-		return proof.Refuse(proof.EvidenceInvalid, err.Error())
-	}
-	a.facts.Receipt = receipt
-	return nil
-}
-
 // quote joins the batch that is quoted next; the answer waits in the channel.
-func (a *attempt) quote(ctx context.Context, coming func()) <-chan quoteOut {
+func (a *attempt) quote(ctx context.Context) <-chan quoteOut {
 	quoted := make(chan quoteOut, 1)
 	in := quoteIn{link: a.permit.link, verdict: a.epoch.Digest, sel: a.epoch.Verdict.Selection}
 	go func() {
-		out, err := a.quotes.join(ctx, in, coming)
+		out, err := a.quotes.join(ctx, in, a.quoting)
 		if err != nil {
 			out.err = err
 		}
@@ -444,15 +320,13 @@ func (a *attempt) prove(q quoteOut, nonce proof.Secret) ([]byte, error) {
 	p := &proof.Proof{
 		Statement: a.statement, Index: q.index, Count: q.count, Path: q.path,
 		Quote: proof.QuoteDoc{Message: q.quote.Message, Signature: q.quote.Signature},
-		AK:    e.AKPublic, PCRs: pcrList(e.PCRs, e.Verdict.Selection), Verdict: e.Text, Receipt: a.release.Receipt,
+		AK:    e.AKPublic, PCRs: proof.PCRList(e.PCRs, e.Verdict.Selection), Verdict: e.Text, Receipt: a.release.Receipt,
 	}
 	if err := p.Seal(nonce); err != nil {
 		return nil, err
 	}
 	return p.Encode()
 }
-
-func pcrList(v pcr.Values, sel pcr.Selection) []proof.PCR { return proof.PCRList(v, sel) }
 
 func (a *attempt) event(what string) ChainEvent {
 	return ChainEvent{Token: a.facts.Token, Link: a.link, Event: what, Attempt: a.number}

@@ -54,6 +54,7 @@ type Epoch struct {
 	Sent     time.Duration  // when the evidence was sent, on CLOCK_BOOTTIME
 	PCRs     pcr.Values     // what was quoted in the evidence
 	Counters tpm.Counters   // what our TPM said in the evidence
+	Quoted   uint64         // the TPM's clock in the evidence, in milliseconds; zero where it does not matter
 	Against  *proof.Refusal // what the verifier found against this host, with facts; nil for an affirming verdict
 }
 

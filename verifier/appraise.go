@@ -185,7 +185,7 @@ func selectionText(b []byte) string {
 func checkDynamicLaunch(f *Facts) *proof.Refusal {
 	values, err := proof.PCRValues(f.Evidence.PCRs)
 	if err != nil {
-		return evidence(err.Error(), proof.Fact{Name: "pcrs", Value: "refused"})
+		return evidence(err.Error(), proof.Fact{Name: "pcrs", Want: "each index once, ascending, below 24", Got: err.Error()})
 	}
 	f.Values = values
 	var none *pcr.NoDynamicLaunch

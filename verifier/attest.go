@@ -105,11 +105,19 @@ func (v *Verifier) accept(f *Facts, i *issued, s *standing) bool {
 	return true
 }
 
+// setStanding takes refused but authentic evidence. The host's verdicts leave the store, so that a restart of this service does
+// not bring them back without the cause.
 func (v *Verifier) setStanding(h *Host, s *standing) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.bySPKI[h.SPKI] == h {
-		v.standing[h.AKName] = s
+	if v.bySPKI[h.SPKI] != h {
+		return
+	}
+	v.standing[h.AKName] = s
+	for d, i := range v.verdicts {
+		if i.V.Host == h.AKName {
+			v.enqueue(store.Write{Kind: kindVerdict, Name: d.String(), Rev: store.Any})
+		}
 	}
 }
 

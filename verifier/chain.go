@@ -27,7 +27,7 @@ const (
 // Place is a position in a chain.
 type Place struct {
 	State   ChainState    `json:"state"`
-	Host    tpm.Name      `json:"host"` // who holds it
+	Host    tpm.Name      `json:"host,omitzero"` // who holds it; zero while free
 	Link    *proof.Digest `json:"link,omitempty"`
 	Number  uint32        `json:"number"` // of the link, from 1; 0: no link yet
 	Attempt uint32        `json:"attempt"`

@@ -138,7 +138,7 @@ func releaseStanding(f *ReleaseFacts) *proof.Refusal {
 
 // releaseCounters: the verdict is about this launch of this boot.
 func releaseCounters(f *ReleaseFacts) *proof.Refusal {
-	if f.Verdict == nil || f.Standing == nil {
+	if f.Verdict == nil || f.Standing == nil || f.Host == nil || f.Verdict.V.Host != f.Host.AKName {
 		return nil
 	}
 	want, got := f.Verdict.V.Counters, f.Standing.Counters

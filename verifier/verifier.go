@@ -148,7 +148,8 @@ func (v *Verifier) load(ctx context.Context) error {
 			if vd.Expires > now {
 				i := &issued{proof.VerdictDigest(s.JWS), s.JWS, vd}
 				v.verdicts[i.Digest] = i
-				if st := v.standing[vd.Host]; st == nil || st.At <= vd.IssuedAt {
+				// Of verdicts of one second the TPM's clock tells the newest.
+				if st := v.standing[vd.Host]; st == nil || st.At < vd.IssuedAt || st.At == vd.IssuedAt && st.Verdict.V.Clock < vd.Clock {
 					v.standing[vd.Host] = &standing{At: vd.IssuedAt, Verdict: i, Counters: vd.Counters, Refusal: s.Refusal}
 				}
 			}

@@ -26,7 +26,8 @@ var ErrWatchEnded = errors.New("watch has ended")
 const maxPending = 4096
 
 // Watch holds the newest event of each domain until it is read. It is no history: whoever hears of a domain asks
-// what is true now.
+// what is true now. And it is no promise: libvirt (seen with 9.0.0) sends no event for a guest that ends while a
+// restarted libvirtd is still taking it over, so whoever must know also looks by itself from time to time.
 type Watch struct {
 	v    *Virt
 	wake chan struct{} // holds one token while there is something to read

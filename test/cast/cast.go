@@ -97,10 +97,16 @@ func (a *Answer) Refusal() *proof.Refusal {
 // Failure is the sentence that a command run with -o json ended with, or "".
 func (a *Answer) Failure() string {
 	var failure struct {
-		Error string `json:"error"`
+		Error  string `json:"error"`
+		Failed struct {
+			Name, Error string
+		} `json:"failed"` // of proof verify
 	}
 	if err := json.Unmarshal(a.Stdout, &failure); err != nil {
 		return strings.TrimSpace(string(a.Stderr))
+	}
+	if failure.Error == "" && failure.Failed.Name != "" {
+		return failure.Failed.Name + ": " + failure.Failed.Error
 	}
 	return failure.Error
 }

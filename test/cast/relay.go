@@ -34,6 +34,8 @@ type Relay struct {
 	held   map[string]chan struct{}
 	seen   map[string]chan struct{} // closed when a request for a held path has arrived
 	change map[string]func([]byte) []byte
+	last   map[string][]byte // the newest good answer for a path
+	replay map[string]bool
 }
 
 // NewRelay starts a relay between h and the verifier, at an address of its own outside the hosts.
@@ -62,6 +64,7 @@ func NewRelay(l *lab.Lab, h *lab.Host, port int) (*Relay, error) {
 	r := &Relay{
 		URL:  fmt.Sprintf("https://%s:%d", l.Outside.Address, port),
 		held: map[string]chan struct{}{}, seen: map[string]chan struct{}{}, change: map[string]func([]byte) []byte{},
+		last: map[string][]byte{}, replay: map[string]bool{},
 	}
 	proxy := &httputil.ReverseProxy{
 		Rewrite:        func(p *httputil.ProxyRequest) { p.SetURL(target); p.Out.Host = target.Host },
@@ -70,7 +73,17 @@ func NewRelay(l *lab.Lab, h *lab.Host, port int) (*Relay, error) {
 		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	r.server = &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { r.wait(q); proxy.ServeHTTP(w, q) }),
+		Handler:           http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			if old := r.old(q); old != nil {
+				w.Header().Set("Content-Type", "application/json")
+				if _, err := w.Write(old); err != nil {
+					return // the host has gone away
+				}
+				return
+			}
+			r.wait(q)
+			proxy.ServeHTTP(w, q)
+		}),
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{front}, MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert},
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
@@ -109,6 +122,23 @@ func (r *Relay) Change(path string, change func(body []byte) []byte) {
 	r.change[path] = change
 }
 
+// Replay keeps requests for a path back and answers them with the newest good answer that passed; off lets them through again.
+func (r *Relay) Replay(path string, on bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.replay[path] = on
+}
+
+// old is the answer that stands in for a request that is kept back, or nil.
+func (r *Relay) old(q *http.Request) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.replay[q.URL.Path] {
+		return nil
+	}
+	return r.last[q.URL.Path]
+}
+
 // Close ends the relay.
 func (r *Relay) Close() error { return r.server.Close() }
 
@@ -133,17 +163,20 @@ func (r *Relay) wait(q *http.Request) {
 }
 
 func (r *Relay) modify(a *http.Response) error {
-	r.mu.Lock()
-	change := r.change[a.Request.URL.Path]
-	r.mu.Unlock()
-	if change == nil || a.StatusCode != http.StatusOK {
+	if a.StatusCode != http.StatusOK {
 		return nil
 	}
 	body, err := io.ReadAll(a.Body)
 	if err != nil {
 		return err
 	}
-	body = change(body)
+	r.mu.Lock()
+	change := r.change[a.Request.URL.Path]
+	r.last[a.Request.URL.Path] = body
+	r.mu.Unlock()
+	if change != nil {
+		body = change(body)
+	}
 	a.Body = io.NopCloser(bytes.NewReader(body))
 	a.ContentLength = int64(len(body))
 	a.Header.Set("Content-Length", fmt.Sprint(len(body)))

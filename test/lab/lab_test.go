@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -176,6 +178,56 @@ func TestLabVerifier(t *testing.T) {
 	}
 	if err := l.Verifier.Start(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLabReady brings two hosts all the way up: what they attested is what the lab computed from its boot script alone. Then
+// a host loses its dynamic launch and its trust, and gets both back without a restart of anything.
+func TestLabReady(t *testing.T) {
+	l := newLab(t, Options{Hosts: 2, Binaries: os.Getenv("TROTH_LAB_BINARIES")})
+	ctx := testContext(t)
+	for _, h := range l.Hosts() {
+		want, err := h.Script().Expected()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen, err := h.Import(ctx, Golden, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(seen.Difference) > 0 || seen.Applied || len(seen.Values) != 3 {
+			t.Errorf("%s: a second import says %+v", h.Name, seen)
+		}
+		for _, v := range seen.Values {
+			if w := want[v.Index]; v.Value != hex.EncodeToString(w[:]) {
+				t.Errorf("%s: PCR %d is %s, want %x", h.Name, v.Index, v.Value, w)
+			}
+		}
+	}
+	h := l.Host(1)
+	c := h.UnixClient()
+	ready := func() error { return Call(ctx, c, "GET", "http://hostd/readyz", nil, nil) }
+	if err := h.Reset(); err != nil {
+		t.Fatal(err)
+	}
+	err := until(ctx, "a host without a dynamic launch stays trusted", func() error {
+		var p *Problem
+		if err := ready(); !errors.As(err, &p) || p.Code != "no-dynamic-launch" {
+			return fmt.Errorf("readyz says %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.TXTBoot(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.AwaitReady(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := Call(ctx, l.Host(2).UnixClient(), "GET", "http://hostd/readyz", nil, nil); err != nil {
+		t.Errorf("the other host: %v", err)
 	}
 }
 

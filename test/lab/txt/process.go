@@ -17,8 +17,11 @@ import (
 type TPM struct {
 	dir     string
 	process *exec.Cmd // nil if Attach found it running
-	exited  chan error
+	exited  chan ended
 }
+
+// ended is how the process ended; once it has been told to end, nobody asks.
+type ended struct{ status error }
 
 // Socket is where the TPM takes commands: what chip.Config.Socket names.
 func (t *TPM) Socket() string { return filepath.Join(t.dir, "sock") }
@@ -104,7 +107,7 @@ func Command(dir string) *exec.Cmd {
 // Start starts a TPM in dir as a power-on does, after Prepare with an authority in dir if there is none yet. The
 // TPM shows no dynamic launch until Boot.
 func Start(ctx context.Context, dir string) (*TPM, error) {
-	t := &TPM{dir: dir, exited: make(chan error, 1)}
+	t := &TPM{dir: dir, exited: make(chan ended, 1)}
 	if _, err := os.Stat(filepath.Join(dir, "state", "tpm2-00.permall")); errors.Is(err, os.ErrNotExist) {
 		if err := Prepare(ctx, dir, t.CA()); err != nil {
 			return nil, err
@@ -116,7 +119,7 @@ func Start(ctx context.Context, dir string) (*TPM, error) {
 	if err := t.process.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start TPM: %w", err)
 	}
-	go func() { t.exited <- t.process.Wait() }()
+	go func() { t.exited <- ended{t.process.Wait()} }()
 	for range 500 {
 		_, err := exchange(t.Control(), []byte{0, 0, 0, 1}, 4) // get capabilities
 		if err == nil {
@@ -126,8 +129,8 @@ func Start(ctx context.Context, dir string) (*TPM, error) {
 			return t, nil
 		}
 		select {
-		case err := <-t.exited:
-			return nil, fmt.Errorf("cannot start TPM: it exited: %w: %s", err, bytes.TrimSpace(out.Bytes()))
+		case e := <-t.exited:
+			return nil, fmt.Errorf("cannot start TPM: it exited: %w: %s", e.status, bytes.TrimSpace(out.Bytes()))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -150,7 +153,7 @@ func (t *TPM) Stop() error {
 		return err
 	}
 	select {
-	case <-t.exited:
+	case <-t.exited: // with whatever status: it has been told to end
 		return nil
 	case <-time.After(2 * time.Second):
 	}

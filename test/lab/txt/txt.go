@@ -156,8 +156,6 @@ func (t *TPM) control(command uint32, payload []byte) ([]byte, error) {
 	return response, nil
 }
 
-func (t *TPM) dialControl() (net.Conn, error) { return dial(t.Control()) }
-
 // dial connects to swtpm. It takes one connection at a time and lets one more wait; the kernel answers EAGAIN to others
 // (unix(7)), which go in as soon as it has come round.
 func dial(path string) (net.Conn, error) {

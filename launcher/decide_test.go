@@ -1,0 +1,193 @@
+package launcher
+
+import (
+	"testing"
+	"time"
+
+	"troth/launcher/domain"
+	"troth/proof"
+	"troth/tpm/pcr"
+)
+
+// goodFacts are facts that permit; each call makes them anew.
+func goodFacts(t *testing.T) Facts {
+	t.Helper()
+	w := newWorld(t)
+	c, err := domain.Read(guestXML(t), domain.Request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := proof.ParseToken(w.token())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := func(n byte) *proof.Digest { return &proof.Digest{n} }
+	m := &Measured{Kernel: d(1), Initrd: d(2), CommandLine: d(3), Firmware: d(4), Disks: []proof.StatementDisk{{Target: "vda", Mode: proof.DiskImmutable, ReadOnly: true, Digest: d(5)}}}
+	c.Disks = []domain.Disk{{Target: "vda", Source: "/images/vda", ReadOnly: true}}
+	c.Boot.Firmware = "/images/firmware"
+	e := *w.epoch
+	v := *w.epoch.Verdict
+	e.Verdict = &v
+	s := &proof.Statement{UUID: c.UUID.String(), Name: c.Name, Action: proof.ActionStart, Mode: proof.ModePaused, Configuration: c.Digest(),
+		Measurements: proof.Measurements{Kernel: d(1), Initrd: d(2), CommandLine: d(3), Firmware: d(4)}, Disks: m.Disks, Interactive: proof.InteractiveNo,
+		Token: token.Digest(), Host: e.AK, Verdict: e.Digest, Attempt: 1}
+	link := proof.Digest{9}
+	return Facts{Action: proof.ActionStart, Config: c, Token: token.Digest(), Header: &token.Header, Measured: m, Epoch: &e, AK: e.AK, SPKI: e.SPKI, Now: w.boot,
+		Statement: s, Link: link, Receipt: &proof.Receipt{IssuedAt: 1_800_000_010, Token: token.Digest(), Statement: link, Verdict: e.Digest, Link: 1, Attempt: 1},
+		Released: &proof.Released{Nonce: proof.RandomSecret(32), Secret: proof.NewSecret([]byte("disk key")), GuestAllowed: true}}
+}
+
+func TestDecidePermits(t *testing.T) {
+	f := goodFacts(t)
+	permit, refusal := Decide(f)
+	if refusal != nil {
+		t.Fatal(refusal)
+	}
+	if permit.uuid != f.Config.UUID || permit.link != f.Link || permit.config != f.Config.Digest() {
+		t.Errorf("permit %+v", permit)
+	}
+	if r := Rehearse(f); r != nil {
+		t.Error(r)
+	}
+	f.Released.GuestAllowed, f.Released.Secret = false, proof.Secret{}
+	if _, refusal := Decide(f); refusal != nil {
+		t.Error(refusal)
+	}
+}
+
+// decideTable: one thing is wrong, and the code that must lead. Every check has a row that no other check would refuse.
+var decideTable = []struct {
+	name string
+	code proof.Code
+	do   func(f *Facts)
+}{
+	{"another action", proof.RequestInvalid, func(f *Facts) { f.Action, f.Statement.Action = "restore", "restore" }},
+	{"statement of another action", proof.RequestInvalid, func(f *Facts) { f.Statement.Action = "restore" }},
+	{"statement of another mode", proof.RequestInvalid, func(f *Facts) { f.Statement.Mode = proof.ModeHook }},
+	{"statement of another UUID", proof.RequestInvalid, func(f *Facts) { f.Statement.UUID = "x" }},
+	{"statement of another name", proof.RequestInvalid, func(f *Facts) { f.Statement.Name = "x" }},
+	{"statement of another token", proof.TokenInvalid, func(f *Facts) { f.Statement.Token[0] ^= 1 }},
+	{"receipt of another token", proof.TokenInvalid, func(f *Facts) { f.Receipt.Token[0] ^= 1 }},
+	{"receipt of another statement", proof.EvidenceInvalid, func(f *Facts) { f.Receipt.Statement[0] ^= 1 }},
+	{"receipt of another verdict", proof.EvidenceInvalid, func(f *Facts) { f.Receipt.Verdict[0] ^= 1 }},
+	{"no configuration", proof.Internal, func(f *Facts) { f.Config = nil }},
+	{"no header", proof.Internal, func(f *Facts) { f.Header = nil }},
+	{"nothing measured", proof.Internal, func(f *Facts) { f.Measured = nil }},
+	{"no statement", proof.Internal, func(f *Facts) { f.Statement = nil }},
+	{"no receipt", proof.Internal, func(f *Facts) { f.Receipt = nil }},
+	{"PCR 17 zero", proof.NoDynamicLaunch, func(f *Facts) {
+		f.Epoch.PCRs = pcr.Values{17: {}, 18: {18}, 19: {19}}
+		digest, err := f.Epoch.PCRs.Digest(f.Epoch.Verdict.Selection)
+		if err != nil {
+			panic(err)
+		}
+		f.Epoch.Verdict.PCRDigest = digest
+	}},
+	{"another boot", proof.HostRebooted, func(f *Facts) { f.Epoch.Counters.Reset++ }},
+	{"another launch", proof.HostRelaunched, func(f *Facts) { f.Epoch.Counters.Restart++ }},
+	{"other PCRs", proof.PCRMismatch, func(f *Facts) { f.Epoch.Verdict.PCRDigest[0] ^= 1 }},
+	{"PCR not quoted", proof.PCRMismatch, func(f *Facts) {
+		sel, err := pcr.Select(pcr.SHA256, 17, 18, 19, 20)
+		if err != nil {
+			panic(err)
+		}
+		f.Epoch.Verdict.Selection = sel
+	}},
+	{"profile of another name", proof.ProfileNotMet, func(f *Facts) { f.Header.Profile.Name = "gold" }},
+	{"profile of another content", proof.ProfileNotMet, func(f *Facts) { f.Header.Profile.Digest[0] ^= 1 }},
+	{"no epoch", proof.VerdictMissing, func(f *Facts) { f.Epoch = nil }},
+	{"no verdict", proof.VerdictMissing, func(f *Facts) { f.Epoch.Verdict = nil }},
+	{"old verdict", proof.VerdictStale, func(f *Facts) { f.Now += f.Epoch.Lifetime() }},
+	{"verdict of the future", proof.VerdictStale, func(f *Facts) { f.Now = f.Epoch.Sent - time.Nanosecond }},
+	{"another host's verdict", proof.VerdictForOtherHost, func(f *Facts) { f.Epoch.Verdict.Host[9] ^= 1 }},
+	{"verdict over another key", proof.VerdictForOtherHost, func(f *Facts) { f.Epoch.Verdict.Confirmation[0] ^= 1 }},
+	{"statement of another host", proof.VerdictForOtherHost, func(f *Facts) { f.Statement.Host[9] ^= 1 }},
+	{"statement of another verdict", proof.VerdictForOtherHost, func(f *Facts) { f.Statement.Verdict[0] ^= 1 }},
+	{"contraindicated", proof.VerdictContraindicated, func(f *Facts) {
+		f.Epoch.Verdict.Status, f.Epoch.Verdict.Failed = proof.Contraindicated, []string{"pcr-mismatch"}
+	}},
+	{"found against", proof.PCRMismatch, func(f *Facts) { f.Epoch.Against = proof.Refuse(proof.PCRMismatch, "PCR 18 differs") }},
+	{"nothing unsealed", proof.SealedToOtherState, func(f *Facts) { f.Released = nil }},
+	{"short nonce", proof.SealedBlobDamaged, func(f *Facts) { f.Released.Nonce = proof.RandomSecret(31) }},
+	{"token expired for a first release", proof.TokenExpired, func(f *Facts) { f.Receipt.IssuedAt = f.Header.Expiry + 1 }},
+	{"chain expired", proof.TokenExpired, func(f *Facts) {
+		f.Receipt.Link, f.Receipt.IssuedAt = 2, f.Header.ChainExpiry+1
+	}},
+	{"receipt follows another link", proof.TokenUsed, func(f *Facts) { f.Receipt.Previous = &proof.Digest{1} }},
+	{"statement follows another link", proof.TokenUsed, func(f *Facts) { f.Statement.Previous = &proof.Digest{1} }},
+	{"another attempt", proof.TokenUsed, func(f *Facts) { f.Receipt.Attempt++ }},
+	{"a secret for a guest that may get none", proof.TokenConstraint, func(f *Facts) { f.Released.GuestAllowed = false }},
+	{"interactive", proof.TokenConstraint, func(f *Facts) {
+		f.Config.Graphics = []domain.Graphics{{Type: "vnc"}}
+		f.Statement.Configuration, f.Statement.Interactive = f.Config.Digest(), proof.InteractiveYes
+	}},
+	{"BIOS boot with a guest secret", proof.TokenConstraint, func(f *Facts) {
+		f.Config.Boot = domain.Boot{}
+		f.Measured.Kernel, f.Measured.Initrd, f.Measured.CommandLine, f.Measured.Firmware = nil, nil, nil, nil
+		f.Statement.Measurements, f.Statement.Configuration = proof.Measurements{}, f.Config.Digest()
+	}},
+	{"another configuration", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Configuration[0] ^= 1 }},
+	{"interactive otherwise", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Interactive = proof.InteractiveYes }},
+	{"firmware not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Firmware, f.Statement.Measurements.Firmware = nil, nil }},
+	{"kernel not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Kernel, f.Statement.Measurements.Kernel = nil, nil }},
+	{"command line not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.CommandLine, f.Statement.Measurements.CommandLine = nil, nil }},
+	{"initrd not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Initrd, f.Statement.Measurements.Initrd = nil, nil }},
+	{"disk not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Disks[0].Digest = nil }},
+	{"statement of another kernel", proof.ImageChanged, func(f *Facts) { f.Statement.Measurements.Kernel = &proof.Digest{8} }},
+	{"statement of other disks", proof.ImageChanged, func(f *Facts) { f.Statement.Disks = nil }},
+	{"image changed", proof.ImageChanged, func(f *Facts) { f.Recheck = []*proof.Refusal{proof.Refuse(proof.ImageChanged, "changed")} }},
+	{"hook does not answer", proof.HookNotLive, func(f *Facts) { f.HookFailure = "nobody listens" }},
+}
+
+func TestDecideRefuses(t *testing.T) {
+	for _, row := range decideTable {
+		t.Run(row.name, func(t *testing.T) {
+			f := goodFacts(t)
+			row.do(&f)
+			permit, refusal := Decide(f)
+			if refusal == nil || refusal.Code != row.code {
+				t.Fatalf("got %v, want %s", refusal, row.code)
+			}
+			if permit != (Permit{}) {
+				t.Error("a refusal with a permit")
+			}
+			if refusal.Sentence == "" || refusal.Remedy == "" {
+				t.Errorf("%+v", refusal)
+			}
+		})
+	}
+}
+
+// TestDecidePassesOn: whatever a step before found leads by its place in the order, for every code of the table.
+func TestDecidePassesOn(t *testing.T) {
+	for _, info := range proof.Codes() {
+		f := goodFacts(t)
+		f.Failed = []*proof.Refusal{proof.Refuse(info.Code, "found by a step")}
+		f.Receipt, f.Released, f.Epoch = nil, nil, nil
+		if _, refusal := Decide(f); refusal == nil || refusal.Code != info.Code || refusal.Sentence != "found by a step" {
+			t.Errorf("%s: got %v", info.Code, refusal)
+		}
+		if r := Rehearse(f); r == nil || r.Code != info.Code {
+			t.Errorf("%s: rehearsal says %v", info.Code, r)
+		}
+	}
+}
+
+func TestDecideTellsTheRest(t *testing.T) {
+	f := goodFacts(t)
+	f.HookFailure = "gone"
+	f.Epoch.Counters.Restart++
+	f.Receipt.Attempt++
+	_, refusal := Decide(f)
+	expect(t, refusal, proof.HostRelaunched)
+	if len(refusal.Also) != 2 || refusal.Also[0] != proof.TokenUsed || refusal.Also[1] != proof.HookNotLive {
+		t.Errorf("also %v", refusal.Also)
+	}
+}
+
+// TestNothingIsNoPermit: no facts, and each single missing fact, permit nothing.
+func TestNothingIsNoPermit(t *testing.T) {
+	if p, r := Decide(Facts{}); r == nil || p != (Permit{}) {
+		t.Error("no facts permit")
+	}
+}

@@ -1,0 +1,258 @@
+package launcher
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"strings"
+	"time"
+
+	"troth/launcher/domain"
+	"troth/proof"
+)
+
+func (w *world) Inactive(_ context.Context, id domain.UUID) (xml []byte, err error) {
+	err = w.call("inactive", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		xml = w.inactive[id.String()]
+		return nil
+	})
+	return xml, err
+}
+
+func (w *world) Live(_ context.Context, id domain.UUID) (xml []byte, err error) {
+	err = w.call("live", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		xml = w.live[id.String()]
+		if xml != nil && w.rewrite != nil {
+			xml = w.rewrite(xml)
+		}
+		return nil
+	})
+	return xml, err
+}
+
+func uuidOf(xml []byte) string {
+	_, rest, _ := strings.Cut(string(xml), "<uuid>")
+	id, _, _ := strings.Cut(rest, "</uuid>")
+	return id
+}
+
+func (w *world) Define(_ context.Context, xml []byte) error {
+	return w.call("define", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.inactive[uuidOf(xml)] = xml
+		return nil
+	})
+}
+
+func (w *world) Undefine(_ context.Context, id domain.UUID) error {
+	return w.call("undefine", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.inactive, id.String())
+		return nil
+	})
+}
+
+func (w *world) CreatePaused(_ context.Context, xml []byte) error {
+	return w.call("create", func() error {
+		c, err := domain.Read(xml, domain.Live)
+		if err != nil {
+			return err
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if !w.noHook {
+			if !w.expected[c.Added.LaunchID] {
+				return errors.New("denied by the hook")
+			}
+			w.asked[c.Added.LaunchID] = true
+		}
+		w.live[c.UUID.String()], w.paused[c.UUID.String()] = xml, true
+		return nil
+	})
+}
+
+func (w *world) Resume(_ context.Context, id domain.UUID) error {
+	return w.call("resume", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.live[id.String()] == nil {
+			return errors.New("does not run")
+		}
+		w.paused[id.String()] = false
+		w.ran[id.String()] = true
+		return nil
+	})
+}
+
+func (w *world) Destroy(_ context.Context, id domain.UUID) error {
+	return w.call("destroy", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.live, id.String())
+		delete(w.paused, id.String())
+		return nil
+	})
+}
+
+func inode(path string) uint64 {
+	sum := sha256.Sum256([]byte(path))
+	return uint64(sum[0])<<8 | uint64(sum[1])
+}
+
+func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err error) {
+	err = w.call("process", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		c, err := domain.Read(w.live[id.String()], domain.Live)
+		if err != nil {
+			return err
+		}
+		p = &Process{PID: 42, Exe: "/usr/bin/qemu-system-x86_64"}
+		name := func(path, option string) {
+			if path != "" {
+				p.Named = append(p.Named, File{Path: path, Dev: 1, Ino: inode(path), Option: option})
+			}
+		}
+		name(c.Boot.Kernel, "-kernel")
+		name(c.Boot.Initrd, "-initrd")
+		for _, d := range c.Disks {
+			name(d.Source, "-blockdev")
+			p.Open = append(p.Open, File{Path: d.Source, Dev: 1, Ino: inode(d.Source), Writable: !d.ReadOnly})
+		}
+		if w.process != nil {
+			w.process(p)
+		}
+		return nil
+	})
+	return p, err
+}
+
+type fakeImage struct {
+	w      *world
+	path   string
+	digest proof.Digest
+	full   bool
+}
+
+func (w *world) Measure(_ context.Context, path string, progress func(done, total int64)) (i Image, err error) {
+	err = w.call("measure", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		content, ok := w.files[path]
+		if !ok {
+			return proof.Refuse(proof.ImageNotMeasured, "no such file", proof.Fact{Name: "path", Value: path})
+		}
+		progress(0, int64(len(content)))
+		progress(int64(len(content)), int64(len(content)))
+		w.opened++
+		delete(w.changed, path)
+		i = &fakeImage{w, path, sha256.Sum256(content), true}
+		return nil
+	})
+	if err != nil && i != nil {
+		return nil, errors.Join(err, i.Close())
+	}
+	return i, err
+}
+
+func (w *world) Open(path string) (i Image, err error) {
+	err = w.call("open", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.opened++
+		i = &fakeImage{w: w, path: path}
+		return nil
+	})
+	if err != nil && i != nil {
+		return nil, errors.Join(err, i.Close())
+	}
+	return i, err
+}
+
+func (i *fakeImage) Digest() proof.Digest { return i.digest }
+func (i *fakeImage) File() (File, bool)   { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
+func (i *fakeImage) Recheck() error {
+	i.w.mu.Lock()
+	defer i.w.mu.Unlock()
+	if i.full && i.w.changed[i.path] {
+		return proof.Refuse(proof.ImageChanged, "changed", proof.Fact{Name: "path", Value: i.path})
+	}
+	return nil
+}
+
+func (i *fakeImage) Close() error {
+	i.w.mu.Lock()
+	defer i.w.mu.Unlock()
+	i.w.opened--
+	return nil
+}
+
+type fakeHook struct{ w *world }
+
+func (h fakeHook) Ready() error {
+	return h.w.call("hook ready", func() error { return nil })
+}
+
+func (h fakeHook) Expect(_ domain.UUID, id [32]byte) Expected {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	h.w.expected[id] = true
+	return fakeExpected{h.w, id}
+}
+
+type fakeExpected struct {
+	w  *world
+	id [32]byte
+}
+
+func (e fakeExpected) Called() bool {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	return e.w.asked[e.id]
+}
+
+func (e fakeExpected) Done() {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	delete(e.w.expected, e.id)
+}
+
+type fakeSecrets struct{ w *world }
+
+func (s fakeSecrets) Channel(id domain.UUID) (string, error) {
+	return "/run/guest/" + id.String() + "/channel.sock", s.w.call("channel", func() error { return nil })
+}
+
+func (s fakeSecrets) File(id domain.UUID) string { return "/run/guest/" + id.String() + ".secret" }
+
+func (s fakeSecrets) Put(id domain.UUID, content proof.Secret) error {
+	return s.w.call("put secret", func() error {
+		s.w.mu.Lock()
+		defer s.w.mu.Unlock()
+		s.w.secrets[id.String()] = bytes.Clone(content.Reveal())
+		return nil
+	})
+}
+
+func (s fakeSecrets) Remove(id domain.UUID) error {
+	return s.w.call("remove secret", func() error {
+		s.w.mu.Lock()
+		defer s.w.mu.Unlock()
+		delete(s.w.secrets, id.String())
+		return nil
+	})
+}
+
+func (s fakeSecrets) Forget(id domain.UUID) error { return s.Remove(id) }
+
+type fakeClock struct{ w *world }
+
+func (c fakeClock) Now() time.Time      { return time.Unix(1_800_000_100, 0) }
+func (c fakeClock) Boot() time.Duration { return c.w.boot }
