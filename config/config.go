@@ -27,7 +27,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/BurntSushi/toml"
 )
@@ -39,22 +38,6 @@ type Source struct {
 	Flags map[string]string // dotted key → text
 	Env   []string          // os.Environ() when nil
 }
-
-// Duration is a time.Duration written as text: "60s", "1m30s".
-type Duration time.Duration
-
-// UnmarshalText reads a duration as time.ParseDuration does.
-func (d *Duration) UnmarshalText(b []byte) error {
-	v, err := time.ParseDuration(string(b))
-	*d = Duration(v)
-	return err
-}
-
-// MarshalText writes the duration as time.Duration prints it.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
-
-// D returns the time.Duration.
-func (d Duration) D() time.Duration { return time.Duration(d) }
 
 // Load fills dst, a pointer to a struct that holds the defaults.
 func Load(dst any, s Source) error {
@@ -127,11 +110,10 @@ func (s Source) environment(dst any, keys map[string]bool) error {
 
 // set writes one key from text; keys says for each known key whether it takes plain text.
 func set(where, key, value string, dst any, keys map[string]bool) error {
-	text, ok := keys[key]
-	if !ok {
+	switch text, ok := keys[key]; {
+	case !ok:
 		return fmt.Errorf("%s: unknown key %q", where, key)
-	}
-	if text {
+	case text:
 		value = strconv.Quote(value)
 	}
 	return decode(where, key+" = "+value+"\n", dst)
@@ -158,13 +140,10 @@ func leaves(t reflect.Type, prefix string) map[string]bool {
 		}
 		isText := f.Type.Kind() == reflect.String || reflect.PointerTo(f.Type).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 		if f.Type.Kind() == reflect.Struct && !isText {
-			for k, v := range leaves(f.Type, prefix+name+".") {
-				out[k] = v
-			}
+			maps.Copy(out, leaves(f.Type, prefix+name+"."))
 			continue
 		}
 		out[prefix+name] = isText
 	}
 	return out
 }
-

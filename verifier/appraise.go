@@ -208,7 +208,7 @@ func checkCounters(f *Facts) *proof.Refusal {
 	if a.Counters.Reset > m.Counters.Reset && !a.Safe {
 		lowest = max(lowest, clockSlack) - clockSlack
 	}
-	back := ""
+	var back string
 	switch {
 	case a.Counters.Reset < m.Counters.Reset:
 		back = "reset counter"

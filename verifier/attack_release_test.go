@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"troth/proof"
+	"troth/tpm"
 )
 
 func attackReuse(t *testing.T) {
@@ -130,6 +131,50 @@ func attackLogLines(t *testing.T) {
 	if !strings.Contains(logs, `break`) {
 		t.Fatal("the detail is not in the log at all")
 	}
+}
+
+func attackRollback(t *testing.T) {
+	w, h := newWorld(t), newHost(t, 1)
+	a := w.good(h)
+	// A mark from the TPM's future, as TPM2_Clear with the same AK or a clock set back would look like.
+	w.mu.Lock()
+	m := w.marks[a.Verdict.Host]
+	m.Clock += 1 << 30
+	w.marks[a.Verdict.Host] = m
+	w.mu.Unlock()
+	_, err := w.attest(h)
+	refused(t, err, proof.HostRebooted, "clock")
+	_, err = w.releaseTo(h, w.newAsk(h, a, nil), nil)
+	refused(t, err, proof.VerdictContraindicated, "clock")
+	// The mark survives a restart of the verifier.
+	w.mu.Lock()
+	m.Clock -= 1 << 30
+	w.marks[a.Verdict.Host] = m
+	w.mu.Unlock()
+	w.mustAttest(h)
+	check(t, w.flush(t.Context()))
+	mark := *w.mark(a.Verdict.Host)
+	w.open()
+	if got := w.mark(a.Verdict.Host); got == nil || *got != mark {
+		t.Fatalf("after a restart: %+v, want %+v", got, mark)
+	}
+	soft, ok := h.machine.(*softTPM)
+	if !ok {
+		return
+	}
+	// After TPM2_Clear the AK is another: the old host is unknown until it enrols and is approved again.
+	clock := soft.clock
+	t.Cleanup(func() { soft.clock = clock })
+	soft.newAK(t)
+	soft.clock, soft.counters = 1, tpm.Counters{}
+	soft.boot(t, example())
+	_, err = w.attest(h)
+	refused(t, err, proof.EvidenceInvalid, "ak")
+	w.enrol(h)
+	_, err = w.attest(h)
+	refused(t, err, proof.HostNotApproved, "state")
+	w.approve(h)
+	w.mustAttest(h)
 }
 
 // TestNoSecretIsStored searches the database and the log for what was released, after finding a planted canary.

@@ -145,7 +145,7 @@ func (w *world) mustAttest(h *host) *Attestation {
 }
 
 // refused asserts the exact code and that the sentence or a fact names what is wanted.
-func refused(t testing.TB, err error, code proof.Code, fact string) *proof.Refusal {
+func refused(t testing.TB, err error, code proof.Code, fact string) proof.Refusal {
 	t.Helper()
 	var r *proof.Refusal
 	if !errors.As(err, &r) {
@@ -155,15 +155,15 @@ func refused(t testing.TB, err error, code proof.Code, fact string) *proof.Refus
 		t.Fatalf("want refusal %s, got %v", code, r)
 	}
 	if fact == "" {
-		return r
+		return *r
 	}
 	for _, f := range r.Facts {
 		if f.Name == fact {
-			return r
+			return *r
 		}
 	}
 	t.Fatalf("%v: no fact %q", r, fact)
-	return nil
+	return *r
 }
 
 // unchanged runs f and asserts that the store and what is known of the host are as before.

@@ -73,7 +73,7 @@ func NewRelay(l *lab.Lab, h *lab.Host, port int) (*Relay, error) {
 		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	r.server = &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 			if old := r.old(q); old != nil {
 				w.Header().Set("Content-Type", "application/json")
 				if _, err := w.Write(old); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -20,13 +21,25 @@ func (s *stage) exits(ctx context.Context, ts *testscript.TestScript, neg bool, 
 	want(ts, neg, args, 3)
 	status, err := strconv.Atoi(args[0])
 	ts.Check(err)
+	s.repeat(ctx, ts, args[1:], patience, func(exit int) bool { return exit == status })
+}
+
+// says runs a person's command until what it prints matches.
+func (s *stage) says(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
+	want(ts, neg, args, 3)
+	pattern, err := regexp.Compile(args[0])
+	ts.Check(err)
+	s.repeat(ctx, ts, args[1:], 15*time.Second, func(int) bool { return pattern.MatchString(s.printed) })
+}
+
+func (s *stage) repeat(ctx context.Context, ts *testscript.TestScript, args []string, patience time.Duration, good func(exit int) bool) {
 	for deadline := time.Now().Add(patience); ; {
-		exit := s.run(ctx, ts, lab.Role(args[1]), args[2:])
-		if exit == status {
+		exit := s.run(ctx, ts, lab.Role(args[0]), args[1:])
+		if good(exit) {
 			return
 		}
 		if !time.Now().Before(deadline) {
-			ts.Fatalf("exit %d, not %d", exit, status)
+			ts.Fatalf("%v: exit %d", args, exit)
 		}
 		select {
 		case <-ctx.Done():

@@ -1,6 +1,6 @@
 // Package stories runs Troth's own programs on the lab as people would: one story per file in testdata, in testscript's language.
 //
-// A story has two hosts with a verdict, host1 and host2, the profile "gold", and these commands besides testscript's own:
+// A story has two hosts with a verdict, host1 and host2, the profile "lab", and these commands besides testscript's own:
 //
 //	operator|tenant|engine ARGS...   run troth as that person; [HOST:] before ARGS names a host other than host1
 //	exits N PERSON ARGS...           the same, which must end with exit status N
@@ -13,6 +13,7 @@
 //	verifier hold|go|stop|start
 //	settles HOST                     wait until the host is ready again
 //	eventually N PERSON ARGS...      exits, tried for 15 s: a host notices a change of its own state within an epoch
+//	says PATTERN PERSON ARGS...      the same, until what is printed matches
 //	console HOST NAME TEXT           wait until a guest's console has shown a text
 //
 // It needs root and what `make deps` installs; with -short it is left out.
@@ -22,7 +23,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -56,7 +56,7 @@ func TestStories(t *testing.T) {
 		}
 	})
 	s.lab = l
-	if err := s.golden(ctx); err != nil {
+	if err := s.pin(ctx, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 	// Stories share hosts, so they are told one after another; each leaves the hosts as it found them.
@@ -87,31 +87,20 @@ func (l logger) Write(b []byte) (int, error) {
 type stage struct {
 	lab     *lab.Lab
 	profile string
+	printed string // by the newest command of a person
 }
 
-// golden takes host1's state as good and waits until both hosts have a verdict.
-func (s *stage) golden(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "stories")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
+// pin finds the digest of the profile that the lab's hosts meet.
+func (s *stage) pin(ctx context.Context, dir string) error {
 	operator, err := cast.New(s.lab, lab.RoleOperator, dir)
 	if err != nil {
 		return err
 	}
-	var imported struct {
-		Profile struct{ Name, Digest string }
-	}
-	if err := operator.Do(ctx, s.lab.Host(1), &imported, "reference", "import", "host1", "--name", "golden", "--profile", "gold", "--yes"); err != nil {
+	var p struct{ Name, Digest string }
+	if err := operator.Do(ctx, s.lab.Host(1), &p, "profile", "show", "lab"); err != nil {
 		return err
 	}
-	s.profile = imported.Profile.Name + "@" + imported.Profile.Digest
-	for _, h := range s.lab.Hosts() {
-		if err := h.AwaitReady(ctx); err != nil {
-			return err
-		}
-	}
+	s.profile = p.Name + "@" + p.Digest
 	return nil
 }
 
@@ -165,6 +154,7 @@ func (s *stage) run(ctx context.Context, ts *testscript.TestScript, role lab.Rol
 	ts.Check(err)
 	fmt.Fprint(ts.Stdout(), string(a.Stdout))
 	fmt.Fprint(ts.Stderr(), string(a.Stderr))
+	s.printed = string(a.Stdout) + string(a.Stderr)
 	return a.Exit
 }
 
@@ -184,6 +174,7 @@ func (s *stage) commands(ctx context.Context) map[string]command {
 		"engine":     as(lab.RoleEngine),
 		"exits":      func(ts *testscript.TestScript, neg bool, args []string) { s.exits(ctx, ts, neg, args, 0) },
 		"eventually": func(ts *testscript.TestScript, neg bool, args []string) { s.exits(ctx, ts, neg, args, 15*time.Second) },
+		"says":       func(ts *testscript.TestScript, neg bool, args []string) { s.says(ctx, ts, neg, args) },
 		"on":         func(ts *testscript.TestScript, neg bool, args []string) { s.on(ctx, ts, neg, args) },
 		"guest":      func(ts *testscript.TestScript, neg bool, args []string) { s.guest(ts, neg, args) },
 		"token":      func(ts *testscript.TestScript, neg bool, args []string) { s.token(ctx, ts, neg, args) },

@@ -287,7 +287,10 @@ func attackJSON(t *testing.T) {
 	}
 	req := must[*http.Request](t)(http.NewRequestWithContext(t.Context(), "POST", "https://"+s.addr+"/v1/references", strings.NewReader("x=1")))
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp := must[*http.Response](t)(op.Do(req))
+	resp, err := op.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := resp.Body.Close(); err != nil || resp.StatusCode != 400 {
 		t.Fatalf("a form was read: %d %v", resp.StatusCode, err)
 	}

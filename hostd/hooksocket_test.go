@@ -1,0 +1,109 @@
+package hostd
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"troth/hooks/ask"
+	"troth/launcher/domain"
+)
+
+func socket(t *testing.T) *HookSocket {
+	t.Helper()
+	script := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return &HookSocket{Script: script, UIDs: hookUIDs(nil), Log: slog.New(slog.DiscardHandler)}
+}
+
+func question(op ask.Op, uuid domain.UUID, id [32]byte) ask.Question {
+	return ask.Question{Op: op, SubOp: ask.SubBegin, Flags: ask.Marked, UUID: uuid, LaunchID: id}
+}
+
+func TestOwnStart(t *testing.T) {
+	h := socket(t)
+	uuid, id := domain.UUID{1}, [32]byte{2}
+	e := h.Expect(uuid, id)
+	if e.Called() {
+		t.Error("called before anything")
+	}
+	for _, step := range []struct {
+		name  string
+		q     ask.Question
+		allow bool
+	}{
+		{"start before prepare", question(ask.OpStart, uuid, id), false},
+		{"another UUID", question(ask.OpPrepare, domain.UUID{9}, id), false},
+		{"another id", question(ask.OpPrepare, uuid, [32]byte{3}), false},
+		{"no id", question(ask.OpPrepare, uuid, [32]byte{}), false},
+		{"end of prepare", ask.Question{Op: ask.OpPrepare, SubOp: ask.SubEnd, UUID: uuid, LaunchID: id}, false},
+		{"prepare", question(ask.OpPrepare, uuid, id), true},
+		{"prepare again", question(ask.OpPrepare, uuid, id), false},
+		{"restore", question(ask.OpRestore, uuid, id), false},
+		{"migrate", question(ask.OpMigrate, uuid, id), false},
+		{"unknown", question(ask.OpUnknown, uuid, id), false},
+		{"start", question(ask.OpStart, uuid, id), true},
+		{"start again", question(ask.OpStart, uuid, id), false},
+		{"started", question(ask.OpStarted, uuid, id), true},
+		{"stopped", question(ask.OpStopped, uuid, id), true},
+		{"reconnect", question(ask.OpReconnect, domain.UUID{8}, [32]byte{}), true},
+	} {
+		a := h.judge(step.q)
+		if a.Allow != step.allow || !a.Allow && a.Code != ask.GrantMissing {
+			t.Errorf("%s: %+v", step.name, a)
+		}
+	}
+	if !e.Called() {
+		t.Error("not called after prepare and start")
+	}
+	e.Done()
+	if h.judge(question(ask.OpPrepare, uuid, id)).Allow {
+		t.Error("a launch id was good after its launch")
+	}
+}
+
+func TestHookReady(t *testing.T) {
+	h := socket(t)
+	if h.Ready() == nil {
+		t.Error("ready without a socket")
+	}
+	path := filepath.Join(t.TempDir(), "hook.sock")
+	l, err := ask.Listen(path, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx, l) }()
+	var a ask.Answer
+	for try := 0; ; try++ {
+		if a, err = ask.Ask(path, question(ask.OpPrepare, domain.UUID{1}, [32]byte{}), time.Now()); err == nil || try > 50 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil || a.Allow || a.Code != ask.GrantMissing {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if err := h.Ready(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(h.Script, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if h.Ready() == nil {
+		t.Error("ready with a hook that libvirt does not run")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if h.Ready() == nil {
+		t.Error("ready after the end")
+	}
+}
