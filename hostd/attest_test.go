@@ -120,6 +120,7 @@ type rig struct {
 	chip  *chip.Chip
 	judge *judge
 	a     *Attester
+	stop  func()        // of swtpm
 	boot  time.Duration // added to the real one
 }
 
@@ -138,11 +139,12 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	stop := sync.OnceFunc(func() {
 		if err := s.Stop(); err != nil {
 			t.Logf("swtpm: %v", err)
 		}
 	})
+	t.Cleanup(stop)
 	if err := s.Boot(txt.Example(txt.TbootLegacy)); err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +161,7 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{swtpm: s, chip: c, judge: &judge{t: t, spki: proof.Digest{5}, iat: 1_800_000_000}}
+	r := &rig{swtpm: s, stop: stop, chip: c, judge: &judge{t: t, spki: proof.Digest{5}, iat: 1_800_000_000}}
 	if r.judge.ak, err = tpm.ParseAK(id.AKPublic); err != nil {
 		t.Fatal(err)
 	}
@@ -336,9 +338,7 @@ func TestAttack(t *testing.T) {
 	})
 	t.Run("R-TPMDOWN", func(t *testing.T) {
 		attested(t)
-		if err := r.swtpm.Stop(); err != nil {
-			t.Logf("swtpm: %v", err)
-		}
+		r.stop()
 		if err := r.a.Renew(ctx); codeOf(t, err) != proof.TPMUnavailable {
 			t.Errorf("%v", err)
 		}

@@ -19,6 +19,7 @@ import (
 	"troth/hostd/secret"
 	"troth/launcher"
 	"troth/launcher/domain"
+	"troth/proof"
 )
 
 // Libvirt is what the daemon needs of libvirt beside the launcher's part.
@@ -123,6 +124,14 @@ func (d *Daemon) Open(ctx context.Context) error {
 	}
 	d.hooks, err = ask.Listen(d.Config.Hook.Socket, 0o660)
 	return err
+}
+
+// ErrNoAnswer is what Challenge returns when the guest did not answer.
+var ErrNoAnswer = secret.ErrNoAnswer
+
+// Challenge carries a tenant's challenge to a guest and its answer back. The answer proves something to the tenant alone.
+func (d *Daemon) Challenge(ctx context.Context, uuid string, challenge []byte) (answer []byte, link proof.Digest, err error) {
+	return d.Room.Challenge(ctx, uuid, challenge)
 }
 
 // Time is what certificates are checked against.

@@ -189,19 +189,24 @@ func (s *Status) Host() string {
 
 // Ready says why no launch would be permitted now; nil: one would.
 func (s *Status) Ready(context.Context) *proof.Refusal {
-	var all []*proof.Refusal
+	var first *proof.Refusal
 	for _, c := range s.Conditions() {
-		if c.State != OK {
-			code := c.Code
-			if code == "" {
-				code = proof.VerdictMissing
-			}
-			r := proof.Refuse(code, c.Name+": "+c.Evidence)
-			if c.Remedy != "" {
-				r.Remedy = c.Remedy
-			}
-			all = append(all, r)
+		if c.State == OK {
+			continue
+		}
+		code := c.Code
+		if code == "" {
+			code = proof.VerdictMissing // nothing was seen yet
+		}
+		if first != nil {
+			first.Also = append(first.Also, code)
+			continue
+		}
+		// The first thing to mend leads, not the first code.
+		first = proof.Refuse(code, c.Name+": "+c.Evidence)
+		if c.Remedy != "" {
+			first.Remedy = c.Remedy
 		}
 	}
-	return proof.First(all)
+	return first
 }

@@ -44,5 +44,25 @@ func OpenBook(fs journal.FS, dir string, now func() time.Time, changed func()) (
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := shorten(book, j, len(records)); err != nil {
+		return nil, nil, err
+	}
 	return book, j, nil
+}
+
+// shorten makes a journal that has grown as short as the book is. A crash in it leaves the long one or the short one.
+func shorten(book *launcher.Book, j *journal.Journal, records int) error {
+	parts := book.Snapshot()
+	if records < 4*len(parts)+1000 {
+		return nil
+	}
+	short := make([][]byte, 0, len(parts))
+	for _, e := range parts {
+		b, err := json.Marshal(e)
+		if err != nil {
+			return fmt.Errorf("cannot encode a journal entry: %w", err)
+		}
+		short = append(short, b)
+	}
+	return j.Rewrite(short)
 }

@@ -113,6 +113,8 @@ func (b *Book) Write(e *Entry) error {
 // apply is the whole meaning of the journal.
 func (b *Book) apply(e *Entry) error {
 	switch e.What {
+	case WroteSnapshot:
+		return b.restore(e.Snapshot)
 	case WroteEvent:
 		if e.Event == nil {
 			return fmt.Errorf("%s without an event", e.What)

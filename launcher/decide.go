@@ -173,7 +173,7 @@ func samePCRs(f *Facts) *proof.Refusal {
 		return proof.Refuse(proof.PCRMismatch, "the verdict selects PCRs that were not quoted", proof.Fact{Name: "selection", Value: err.Error()})
 	}
 	if want := f.Epoch.Verdict.PCRDigest; got != want {
-		return differ(proof.PCRMismatch, "the verdict was made from other PCR values", "pcr digest", proof.Digest(want), proof.Digest(got))
+		return differ(proof.PCRMismatch, "the verdict was made from other PCR values", "pcr digest", want, proof.Digest(got))
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ const (
 	WroteStopped   = "stopped"   // the guest ended, on request or by itself
 	WroteForgotten = "forgotten" // the domain is no longer registered
 	WroteEvent     = "event"     // a chain event is owed to the verifier
+	WroteSnapshot  = "snapshot"  // a part of the book as it was when the journal was made shorter
 	WroteTold      = "told"      // an owed chain event was taken
 )
 
@@ -42,6 +43,23 @@ type Entry struct {
 	Refusal *proof.Refusal `json:"refusal,omitempty"` // failed, refused, stopped
 	Unmoved bool           `json:"unmoved,omitempty"` // refused: the verifier said no, so the token's chain did not move
 	Event   *ChainEvent    `json:"event,omitempty"`   // event, told, told
+
+	Snapshot *Snapshot `json:"snapshot,omitempty"` // snapshot
+}
+
+// Snapshot is one part of a book: one of its fields is set.
+type Snapshot struct {
+	Domain *Domain     `json:"domain,omitempty"`
+	Launch *Record     `json:"launch,omitempty"`
+	Chain  *ChainPlace `json:"chain,omitempty"`
+	Owed   *ChainEvent `json:"owed,omitempty"`
+}
+
+// ChainPlace is where a token's chain stands as far as this host moved it.
+type ChainPlace struct {
+	Token   proof.Digest  `json:"token"`
+	Head    *proof.Digest `json:"head,omitempty"`
+	Attempt uint32        `json:"attempt"`
 }
 
 // Volume is a file that belongs to a registered domain alone.

@@ -234,7 +234,7 @@ func (a *attempt) quote(ctx context.Context) <-chan quoteOut {
 
 // prepareGuest makes the channel and, for a guest that may have it, the file with its secret.
 func (a *attempt) prepareGuest(r *proof.Released) (added domain.Additions, err error) {
-	if added.ChannelPath, err = a.Secrets.Channel(a.permit.uuid); err != nil {
+	if added.ChannelPath, err = a.Secrets.Channel(a.permit.uuid.String()); err != nil {
 		return added, err
 	}
 	if !r.GuestAllowed {
@@ -249,8 +249,8 @@ func (a *attempt) prepareGuest(r *proof.Released) (added domain.Additions, err e
 	secret := proof.NewSecret(content)
 	clear(content)
 	defer secret.Forget()
-	added.GuestSecretFile = a.Secrets.File(a.permit.uuid)
-	return added, a.Secrets.Put(a.permit.uuid, secret)
+	added.GuestSecretFile = a.Secrets.File(a.permit.uuid.String())
+	return added, a.Secrets.Put(a.permit.uuid.String(), secret)
 }
 
 // define makes the definition and asks for it again: libvirt may have understood something else.
@@ -280,7 +280,7 @@ func (a *attempt) create(ctx context.Context, added domain.Additions) (called bo
 	defer expected.Done()
 	err = a.Virt.CreatePaused(ctx, domain.Emit(a.config, added))
 	// QEMU has read the file, or never will.
-	if rerr := a.Secrets.Remove(a.permit.uuid); rerr != nil {
+	if rerr := a.Secrets.Remove(a.permit.uuid.String()); rerr != nil {
 		return false, errors.Join(err, rerr)
 	}
 	return expected.Called(), err

@@ -148,3 +148,12 @@ func (l *Launcher) Again(d *Domain) ([]byte, error) {
 	c.SetUUID(id)
 	return domain.Emit(c, domain.Additions{}), nil
 }
+
+// Text checks a UUID as a caller wrote it, and gives it as libvirt and the book do.
+func Text(uuid string) (string, *proof.Refusal) {
+	id, err := domain.ParseUUID(uuid)
+	if err != nil {
+		return "", proof.Refuse(proof.RequestInvalid, err.Error(), proof.Fact{Name: "uuid", Value: uuid})
+	}
+	return id.String(), nil
+}

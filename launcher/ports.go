@@ -140,18 +140,18 @@ type Expected interface {
 	Done()
 }
 
-// Secrets puts guest secrets where QEMU reads them, and where the guest's channel is.
+// Secrets puts guest secrets where QEMU reads them, and where the guest's channel is. UUIDs are in libvirt's text form.
 type Secrets interface {
 	// Channel prepares the folder of the domain's channel and returns the socket's path.
-	Channel(uuid domain.UUID) (string, error)
+	Channel(uuid string) (string, error)
 	// File returns where the guest secret of the domain stands or would stand.
-	File(uuid domain.UUID) string
+	File(uuid string) string
 	// Put writes the file, readable by its owner alone.
-	Put(uuid domain.UUID, content proof.Secret) error
+	Put(uuid string, content proof.Secret) error
 	// Remove removes the file; it is no error when there is none.
-	Remove(uuid domain.UUID) error
+	Remove(uuid string) error
 	// Forget removes everything of the domain.
-	Forget(uuid domain.UUID) error
+	Forget(uuid string) error
 }
 
 // Journal keeps entries on the disk, in order; Append returns when the entry is there.

@@ -47,11 +47,11 @@ func (l *Launcher) putBack(ctx context.Context, r *Record, id domain.UUID, grant
 		if err := l.restore(ctx, id, r.Previous); err != nil {
 			return err
 		}
-		if err := l.Secrets.Remove(id); err != nil {
+		if err := l.Secrets.Remove(id.String()); err != nil {
 			return err
 		}
 		if r.Previous == nil {
-			if err := l.Secrets.Forget(id); err != nil {
+			if err := l.Secrets.Forget(id.String()); err != nil {
 				return err
 			}
 		}
@@ -125,7 +125,7 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 		if err := l.Virt.Undefine(ctx, id); err != nil {
 			return Refusal("delete", err)
 		}
-		if err := l.Secrets.Forget(id); err != nil {
+		if err := l.Secrets.Forget(id.String()); err != nil {
 			return Refusal("delete", err)
 		}
 	}

@@ -226,31 +226,31 @@ func (e fakeExpected) Done() {
 
 type fakeSecrets struct{ w *world }
 
-func (s fakeSecrets) Channel(id domain.UUID) (string, error) {
-	return "/run/guest/" + id.String() + "/channel.sock", s.w.call("channel", func() error { return nil })
+func (s fakeSecrets) Channel(id string) (string, error) {
+	return "/run/guest/" + id + "/channel.sock", s.w.call("channel", func() error { return nil })
 }
 
-func (s fakeSecrets) File(id domain.UUID) string { return "/run/guest/" + id.String() + ".secret" }
+func (s fakeSecrets) File(id string) string { return "/run/guest/" + id + ".secret" }
 
-func (s fakeSecrets) Put(id domain.UUID, content proof.Secret) error {
+func (s fakeSecrets) Put(id string, content proof.Secret) error {
 	return s.w.call("put secret", func() error {
 		s.w.mu.Lock()
 		defer s.w.mu.Unlock()
-		s.w.secrets[id.String()] = bytes.Clone(content.Reveal())
+		s.w.secrets[id] = bytes.Clone(content.Reveal())
 		return nil
 	})
 }
 
-func (s fakeSecrets) Remove(id domain.UUID) error {
+func (s fakeSecrets) Remove(id string) error {
 	return s.w.call("remove secret", func() error {
 		s.w.mu.Lock()
 		defer s.w.mu.Unlock()
-		delete(s.w.secrets, id.String())
+		delete(s.w.secrets, id)
 		return nil
 	})
 }
 
-func (s fakeSecrets) Forget(id domain.UUID) error { return s.Remove(id) }
+func (s fakeSecrets) Forget(id string) error { return s.Remove(id) }
 
 type fakeClock struct{ w *world }
 

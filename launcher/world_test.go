@@ -70,12 +70,10 @@ type world struct {
 	heldBack error // Hold's answer
 	renewed  func(w *world) error
 	chains   map[proof.Digest]*fakeChain
-	policy   proof.Policy
 	unseals  int
 	quotes   int
 	receipt  func(r *proof.Receipt)
 	tokens   map[proof.Digest]*proof.Token
-	released []proof.Secret
 
 	l *Launcher
 }

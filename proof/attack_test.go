@@ -331,14 +331,14 @@ func attackLeak(t *testing.T) {
 	out = append(out, text, string(sc.make(t)), string(compact(t, NewConsent(s, tpm.Name{0, 0x0B}, Digest{}))))
 	found := func(where string) bool {
 		for _, form := range []string{string(canary), hex.EncodeToString(canary), strings.ToUpper(hex.EncodeToString(canary)),
-			base64.StdEncoding.EncodeToString(canary), strict.EncodeBase64(canary), fmt.Sprint(canary), strings.Trim(fmt.Sprint(canary), "[]")} {
+			base64.StdEncoding.EncodeToString(canary), strict.EncodeBase64(canary), fmt.Sprintf("%d", canary), strings.Trim(fmt.Sprintf("%d", canary), "[]")} {
 			if strings.Contains(where, form) {
 				return true
 			}
 		}
 		return false
 	}
-	if !found(fmt.Sprintf("%s", canary)) || !found(fmt.Sprintf("%x", canary)) || !found(fmt.Sprint(canary)) {
+	if !found(string(canary)) || !found(fmt.Sprintf("%x", canary)) || !found(fmt.Sprintf("%d", canary)) {
 		t.Fatal("the search does not find a planted canary")
 	}
 	for _, o := range out {

@@ -84,7 +84,7 @@ func TestProblemAndBack(t *testing.T) {
 	if !reflect.DeepEqual(p.Refusal(), r) || p.Status != 403 || p.Type != "urn:troth:refusal:pcr-mismatch" || p.Title == "" {
 		t.Errorf("%s became %+v", b, p.Refusal())
 	}
-	var err error = fmt.Errorf("launch: %w", r)
+	err := fmt.Errorf("launch: %w", r)
 	if !errors.Is(err, &Refusal{Code: PCRMismatch}) || errors.Is(err, &Refusal{Code: TokenUsed}) {
 		t.Error("errors.Is does not compare codes")
 	}

@@ -54,7 +54,7 @@ func (s Secret) Equal(o Secret) bool { return subtle.ConstantTimeCompare(s.raw()
 // Forget overwrites the bytes; every copy of this Secret shares them.
 func (s Secret) Forget() { clear(s.raw()) }
 
-// String, GoString, Format and LogValue print a fixed word.
+// String prints a fixed word, as GoString, Format and LogValue do.
 func (s Secret) String() string { return hidden }
 
 // GoString implements fmt.GoStringer.

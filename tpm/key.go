@@ -2,7 +2,6 @@ package tpm
 
 import (
 	"bytes"
-	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
@@ -149,19 +148,20 @@ func eccKey(unique tpm2.TPMUPublicID, id tpm2.TPMECCCurve) (*ecdsa.PublicKey, er
 	if err != nil {
 		return nil, failed(CheckForm, "", "%v", err)
 	}
-	curve, dh := elliptic.P256(), ecdh.P256()
+	curve := elliptic.P256()
 	if id == tpm2.TPMECCNistP384 {
-		curve, dh = elliptic.P384(), ecdh.P384()
+		curve = elliptic.P384()
 	}
 	size := curve.Params().BitSize / 8
 	if len(point.X.Buffer) != size || len(point.Y.Buffer) != size {
 		return nil, failed(CheckKey, fmt.Sprintf("coordinates of %d bytes", size), "%d and %d", len(point.X.Buffer), len(point.Y.Buffer))
 	}
 	raw := append(append([]byte{4}, point.X.Buffer...), point.Y.Buffer...)
-	if _, err := dh.NewPublicKey(raw); err != nil { // on the curve, not the point at infinity
+	key, err := ecdsa.ParseUncompressedPublicKey(curve, raw)
+	if err != nil { // on the curve, not the point at infinity
 		return nil, failed(CheckKey, "a point on the curve", "%v", err)
 	}
-	return &ecdsa.PublicKey{Curve: curve, X: new(big.Int).SetBytes(point.X.Buffer), Y: new(big.Int).SetBytes(point.Y.Buffer)}, nil
+	return key, nil
 }
 
 // Template returns the profile's name of the EK's template: "L-1", "L-2" or "H-3".

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"troth/launcher/domain"
 	"troth/proof"
 )
 
@@ -27,12 +26,15 @@ var one = struct {
 
 // Challenge sends a challenge through the channel troth.guest.0 and returns the guest's answer with the link that it says it is for.
 // What it says proves nothing here: the tenant checks it. Every error but that of a bad challenge is ErrNoAnswer.
-func (r *Room) Challenge(ctx context.Context, id domain.UUID, challenge []byte) (answer []byte, link proof.Digest, err error) {
+func (r *Room) Challenge(ctx context.Context, uuid string, challenge []byte) (answer []byte, link proof.Digest, err error) {
 	line, err := proof.EncodeGuestChallenge(challenge)
 	if err != nil {
 		return nil, link, err
 	}
-	path := filepath.Join(r.of(id), "channel.sock")
+	if err := check(uuid); err != nil {
+		return nil, link, err
+	}
+	path := filepath.Join(r.of(uuid), "channel.sock")
 	free, err := take(ctx, path)
 	if err != nil {
 		return nil, link, fmt.Errorf("%w: another challenge is under way: %w", ErrNoAnswer, err)

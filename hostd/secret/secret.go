@@ -11,10 +11,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"troth/launcher/domain"
 	"troth/proof"
 )
 
@@ -38,11 +38,22 @@ func Open(dir string, uid, gid int) (*Room, error) {
 	return r, nil
 }
 
-func (r *Room) of(id domain.UUID) string { return filepath.Join(r.dir, id.String()) }
+func (r *Room) of(uuid string) string { return filepath.Join(r.dir, uuid) }
+
+// check keeps everything but a UUID in libvirt's text form out of paths.
+func check(uuid string) error {
+	if len(uuid) != 36 || strings.Trim(uuid, "0123456789abcdef-") != "" {
+		return fmt.Errorf("cannot keep anything for %q: not a UUID", uuid)
+	}
+	return nil
+}
 
 // Channel makes the domain's folder and returns where the socket of its channel will be.
-func (r *Room) Channel(id domain.UUID) (string, error) {
-	dir := r.of(id)
+func (r *Room) Channel(uuid string) (string, error) {
+	if err := check(uuid); err != nil {
+		return "", err
+	}
+	dir := r.of(uuid)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", fmt.Errorf("cannot make the folder of a guest: %w", err)
 	}
@@ -67,39 +78,42 @@ func (r *Room) Channel(id domain.UUID) (string, error) {
 }
 
 // File is where the guest's secret stands while QEMU starts. It is beside the domain's folder, which QEMU's user could fill with links.
-func (r *Room) File(id domain.UUID) string { return filepath.Join(r.dir, id.String()+".secret") }
+func (r *Room) File(uuid string) string { return filepath.Join(r.dir, uuid+".secret") }
 
 // Put writes the file, mode 0600. Whatever stood there before is removed first.
-func (r *Room) Put(id domain.UUID, content proof.Secret) error {
-	if err := r.Remove(id); err != nil {
+func (r *Room) Put(uuid string, content proof.Secret) error {
+	if err := r.Remove(uuid); err != nil {
 		return err
 	}
-	fd, err := unix.Open(r.File(id), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Open(r.File(uuid), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot make the file of a guest's secret: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "guest secret")
 	_, err = f.Write(content.Reveal())
 	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("cannot write the file of a guest's secret: %w", errors.Join(err, r.Remove(id)))
+		return fmt.Errorf("cannot write the file of a guest's secret: %w", errors.Join(err, r.Remove(uuid)))
 	}
 	return nil
 }
 
 // Remove removes the file.
-func (r *Room) Remove(id domain.UUID) error {
-	if err := os.Remove(r.File(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (r *Room) Remove(uuid string) error {
+	if err := check(uuid); err != nil {
+		return err
+	}
+	if err := os.Remove(r.File(uuid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot remove the file of a guest's secret: %w", err)
 	}
 	return nil
 }
 
 // Forget removes the domain's folder and file.
-func (r *Room) Forget(id domain.UUID) error {
-	if err := r.Remove(id); err != nil {
+func (r *Room) Forget(uuid string) error {
+	if err := r.Remove(uuid); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(r.of(id)); err != nil {
+	if err := os.RemoveAll(r.of(uuid)); err != nil {
 		return fmt.Errorf("cannot remove the folder of a guest: %w", err)
 	}
 	return nil

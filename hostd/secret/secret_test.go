@@ -11,17 +11,16 @@ import (
 	"testing"
 	"time"
 
-	"troth/launcher/domain"
 	"troth/proof"
 )
 
-func room(t *testing.T) (*Room, domain.UUID) {
+func room(t *testing.T) (*Room, string) {
 	t.Helper()
 	r, err := Open(t.TempDir(), -1, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return r, domain.UUID{1, 2, 3}
+	return r, "6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11"
 }
 
 func TestFile(t *testing.T) {
@@ -66,17 +65,35 @@ func TestLink(t *testing.T) {
 	if b, err := os.ReadFile(target); err != nil || string(b) != "untouched" {
 		t.Fatalf("%q, %v", b, err)
 	}
-	dir := r.of(domain.UUID{9})
+	dir := r.of("99999999-4c55-4a53-9d5c-0d8b6f1f2a11")
 	if err := os.Symlink(t.TempDir(), dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Channel(domain.UUID{9}); err == nil {
+	if _, err := r.Channel("99999999-4c55-4a53-9d5c-0d8b6f1f2a11"); err == nil {
 		t.Error("a link was taken for a guest's folder")
 	}
 }
 
+func TestOnlyUUIDs(t *testing.T) {
+	r, _ := room(t)
+	for _, bad := range []string{"", "..", "../../etc/passwd-../../etc/passwd-xxxx", strings.Repeat("/", 36), strings.Repeat("A", 36)} {
+		if _, err := r.Channel(bad); err == nil {
+			t.Errorf("a folder for %q", bad)
+		}
+		if err := r.Put(bad, proof.NewSecret([]byte("x"))); err == nil {
+			t.Errorf("a file for %q", bad)
+		}
+		if err := r.Forget(bad); err == nil {
+			t.Errorf("%q was removed", bad)
+		}
+		if _, _, err := r.Challenge(context.Background(), bad, make([]byte, 32)); err == nil {
+			t.Errorf("%q was challenged", bad)
+		}
+	}
+}
+
 // guest serves a channel as QEMU does, and answers with reply.
-func guest(t *testing.T, r *Room, id domain.UUID, reply func(line []byte) []string) {
+func guest(t *testing.T, r *Room, id string, reply func(line []byte) []string) {
 	t.Helper()
 	path, err := r.Channel(id)
 	if err != nil {
@@ -161,7 +178,7 @@ func TestNoAnswer(t *testing.T) {
 	if _, _, err := r.Challenge(ctx, id, challenge); !errors.Is(err, ErrNoAnswer) || time.Since(begin) > 5*time.Second {
 		t.Errorf("a silent guest: %v after %v", err, time.Since(begin))
 	}
-	noisy := domain.UUID{7}
+	noisy := "77777777-4c55-4a53-9d5c-0d8b6f1f2a11"
 	guest(t, r, noisy, func([]byte) []string { return []string{strings.Repeat(strings.Repeat("z", 100)+"\n", 400)} })
 	ctx2, cancel2 := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel2()

@@ -13,9 +13,7 @@ import (
 
 	"troth/hostd"
 	"troth/hostd/api"
-	"troth/hostd/secret"
 	"troth/launcher"
-	"troth/launcher/domain"
 	"troth/proof"
 	"troth/proof/strict"
 )
@@ -121,14 +119,14 @@ func (h handlers) ListDomains(w http.ResponseWriter, _ *http.Request) {
 
 // find returns a domain that is known, or has refused.
 func (h handlers) find(w http.ResponseWriter, uuid string) *launcher.Domain {
-	id, err := domain.ParseUUID(uuid)
-	if err != nil {
-		h.refuse(w, proof.Refuse(proof.RequestInvalid, err.Error()))
+	id, refusal := launcher.Text(uuid)
+	if refusal != nil {
+		h.refuse(w, refusal)
 		return nil
 	}
-	d := h.Daemon.Launcher.Book.Domain(id.String())
+	d := h.Daemon.Launcher.Book.Domain(id)
 	if d == nil {
-		h.refuse(w, proof.Refuse(proof.NotRegistered, "no such domain is known here", proof.Fact{Name: "uuid", Value: id.String()}))
+		h.refuse(w, proof.Refuse(proof.NotRegistered, "no such domain is known here", proof.Fact{Name: "uuid", Value: id}))
 	}
 	return d
 }
@@ -258,17 +256,12 @@ func (h handlers) ChallengeDomain(w http.ResponseWriter, r *http.Request, uuid a
 		h.refuse(w, proof.Refuse(proof.NotRegistered, "the domain does not run", proof.Fact{Name: "state", Value: d.State}))
 		return
 	}
-	id, err := domain.ParseUUID(d.UUID)
-	if err != nil {
-		h.refuse(w, launcher.Refusal("challenge", err))
-		return
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), 20*time.Second)
 	defer cancel()
-	answer, link, err := h.Daemon.Room.Challenge(ctx, id, challenge)
+	answer, link, err := h.Daemon.Challenge(ctx, d.UUID, challenge)
 	if err != nil {
 		sentence := "the challenge could not be carried to the guest"
-		if errors.Is(err, secret.ErrNoAnswer) {
+		if errors.Is(err, hostd.ErrNoAnswer) {
 			sentence = "the guest did not answer: it is not up yet, does not run `troth guest respond`, or was given no secret"
 		}
 		h.refuse(w, proof.Refuse(proof.Internal, sentence, proof.Fact{Name: "cause", Value: err.Error()}))

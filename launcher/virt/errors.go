@@ -63,7 +63,7 @@ func (e *Error) Unwrap() []error {
 	return all
 }
 
-// NoDomain, Unreachable, Denied and NotReturned let a room that may not import this one ask by a small interface.
+// NoDomain says that there is no such domain. It, Unreachable, Denied and NotReturned let a room that may not import this one ask by a small interface.
 func (e *Error) NoDomain() bool    { return e.Kind == ErrNoDomain }    //nolint:errorlint // Kind is never wrapped
 func (e *Error) Unreachable() bool { return e.Kind == ErrUnreachable } //nolint:errorlint // Kind is never wrapped
 func (e *Error) NotReturned() bool { return e.Kind == ErrNotReturned } //nolint:errorlint // Kind is never wrapped

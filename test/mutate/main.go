@@ -206,7 +206,11 @@ func try(m mutant) string {
 	if err != nil {
 		return "no room: " + err.Error()
 	}
-	defer os.RemoveAll(dir)
+	defer func() {
+		if err := os.RemoveAll(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "mutate: cannot clean up:", err)
+		}
+	}()
 	mutated := slices.Concat(src[:m.Start], []byte(m.With), src[m.End:])
 	file := filepath.Join(dir, filepath.Base(m.File))
 	if err := os.WriteFile(file, mutated, 0o600); err != nil {

@@ -79,7 +79,7 @@ func header(r *reader) (map[pcr.Bank]int, error) {
 	}
 	s.bytes(int(s.u8())) // vendorInfo
 	if s.failed || len(s.rest) != 0 {
-		return nil, errors.New("Spec ID event has the wrong length")
+		return nil, errors.New("the Spec ID event has the wrong length")
 	}
 	if sizes[pcr.SHA256] != 32 {
 		return nil, errors.New("no sha256 digests")

@@ -153,13 +153,14 @@ func (t *TPM) Stop() error {
 		return err
 	}
 	select {
-	case <-t.exited: // with whatever status: it has been told to end
+	case e := <-t.exited: // with whatever status: it has been told to end
+		t.exited <- e // for whoever stops it again
 		return nil
 	case <-time.After(2 * time.Second):
 	}
 	if err := t.process.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("cannot stop TPM: %w", err)
 	}
-	<-t.exited
+	t.exited <- <-t.exited
 	return nil
 }
