@@ -97,6 +97,7 @@ func TestAttack(t *testing.T) {
 			t.Fatal(refusal)
 		}
 		second := bytes.ReplaceAll(guestXML(t), []byte(guestUUID), []byte("11111111-4c55-4a53-9d5c-0d8b6f1f2a11"))
+		second = bytes.ReplaceAll(second, []byte("<name>g1<"), []byte("<name>g2<"))
 		_, refusal := w.l.Launch(ctx, Request{ID: "second", Token: token, Domain: second, Action: proof.ActionStart}, quiet{})
 		expect(t, refusal, proof.TokenUsed)
 		w.running(token)

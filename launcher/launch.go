@@ -115,6 +115,12 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	} else if live != nil {
 		return nil, proof.Refuse(proof.RequestInvalid, "the domain runs already: stop it first", proof.Fact{Name: "uuid", Value: uuid})
 	}
+	if other, err := l.Virt.Named(ctx, c.Name); err != nil {
+		return nil, Refusal(StepMeasure, err)
+	} else if !other.IsZero() && other != c.UUID {
+		return nil, proof.Refuse(proof.RequestInvalid, "another domain has this name: choose another, or undefine that one",
+			proof.Fact{Name: "name", Value: c.Name}, proof.Fact{Name: "uuid", Want: uuid, Got: other.String()})
+	}
 	previous, _ := l.Book.Next(a.facts.Token)
 	var err error
 	if a.images, a.measured, err = l.measure(ctx, c, previous == nil, w); err != nil {

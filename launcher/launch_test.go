@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"troth/launcher/domain"
 	"troth/proof"
@@ -203,19 +205,26 @@ func TestDryRunAsksNothing(t *testing.T) {
 	w.tidy()
 }
 
-// TestBatch launches 32 domains at once on a chip that takes its time: one unseal and one quote serve nearly all of them.
+// TestBatch launches 32 domains at once on a chip that is busy until all have their release: then one unseal serves all that wait, and few
+// quotes serve all.
 func TestBatch(t *testing.T) {
 	w := newWorld(t)
 	const n = 32
 	var wg sync.WaitGroup
 	errs := make([]*proof.Refusal, n)
 	tokens := make([]string, n)
+	w.beforeUnseal = sync.OnceFunc(func() {
+		for deadline := time.Now().Add(20 * time.Second); w.released.Load() < n && time.Now().Before(deadline); {
+			runtime.Gosched()
+		}
+	})
 	for i := range n {
 		tokens[i] = w.token(func(t *proof.Token) { t.ID = fmt.Sprintf("t%02d", i) })
 	}
 	for i := range n {
 		wg.Go(func() {
 			xml := bytes.ReplaceAll(guestXML(t), []byte(guestUUID), fmt.Appendf(nil, "%08x-4c55-4a53-9d5c-0d8b6f1f2a11", i+1))
+			xml = bytes.ReplaceAll(xml, []byte("<name>g1<"), fmt.Appendf(nil, "<name>batch-%d<", i))
 			_, errs[i] = w.l.Launch(context.Background(), Request{ID: fmt.Sprint("batch", i), Token: tokens[i], Domain: xml, Action: proof.ActionStart}, quiet{})
 		})
 	}

@@ -75,6 +75,8 @@ type Virt interface {
 	Inactive(ctx context.Context, id domain.UUID) ([]byte, error)
 	// Live returns the definition of the running or paused domain, nil when it does not run.
 	Live(ctx context.Context, id domain.UUID) ([]byte, error)
+	// Named returns the UUID of the domain that has this name, running or defined; zero when there is none.
+	Named(ctx context.Context, name string) (domain.UUID, error)
 	// Define makes or replaces the persistent definition.
 	Define(ctx context.Context, xml []byte) error
 	// Undefine removes the persistent definition; it is no error when there is none.

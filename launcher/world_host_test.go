@@ -35,6 +35,23 @@ func (w *world) Live(_ context.Context, id domain.UUID) (xml []byte, err error) 
 	return xml, err
 }
 
+func (w *world) Named(_ context.Context, name string) (id domain.UUID, err error) {
+	err = w.call("named", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, all := range []map[string][]byte{w.inactive, w.live} {
+			for key, xml := range all {
+				if strings.Contains(string(xml), "<name>"+name+"</name>") {
+					id, err = domain.ParseUUID(key)
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return id, err
+}
+
 func uuidOf(xml []byte) string {
 	_, rest, _ := strings.Cut(string(xml), "<uuid>")
 	id, _, _ := strings.Cut(rest, "</uuid>")

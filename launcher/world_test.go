@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,9 +72,12 @@ type world struct {
 	renewed  func(w *world) error
 	chains   map[proof.Digest]*fakeChain
 	unseals  int
-	quotes   int
-	receipt  func(r *proof.Receipt)
-	tokens   map[proof.Digest]*proof.Token
+	released atomic.Int64 // releases that were answered
+
+	beforeUnseal func()
+	quotes       int
+	receipt      func(r *proof.Receipt)
+	tokens       map[proof.Digest]*proof.Token
 
 	l *Launcher
 }
@@ -237,6 +241,9 @@ func (w *world) Renew(context.Context) error {
 }
 
 func (w *world) Unseal(context.Context) (seed []byte, err error) {
+	if w.beforeUnseal != nil {
+		w.beforeUnseal()
+	}
 	err = w.call("unseal", func() error {
 		w.unseals++
 		seed = bytes.Clone(w.seed)
@@ -256,6 +263,7 @@ func (w *world) Quote(_ context.Context, _ pcr.Selection, extra []byte) (q tpm.Q
 
 // Release is the verifier: chains as chain.go of package verifier has them, as far as launches see them.
 func (w *world) Release(_ context.Context, text string, statement []byte) (out Release, err error) {
+	defer w.released.Add(1)
 	err = w.call("release", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()

@@ -84,6 +84,23 @@ func (l *libvirtd) Live(ctx context.Context, id domain.UUID) ([]byte, error) {
 	return found(xml, err, virt.ErrNoDomain, virt.ErrState)
 }
 
+func (l *libvirtd) Named(ctx context.Context, name string) (domain.UUID, error) {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return domain.UUID{}, err
+	}
+	all, err := c.List(ctx)
+	if err != nil {
+		return domain.UUID{}, err
+	}
+	for _, d := range all {
+		if d.Name == name {
+			return domain.ParseUUID(d.UUID)
+		}
+	}
+	return domain.UUID{}, nil
+}
+
 func (l *libvirtd) Define(ctx context.Context, xml []byte) error {
 	c, err := l.connect(ctx)
 	if err != nil {

@@ -54,6 +54,7 @@ func (nothing) Challenge(context.Context) (*vapi.Challenge, error)        { retu
 func (nothing) Attest(context.Context, []byte) (*vapi.Attestation, error) { return nil, errNothing }
 func (nothing) Inactive(context.Context, domain.UUID) ([]byte, error)     { return nil, nil }
 func (nothing) Live(context.Context, domain.UUID) ([]byte, error)         { return nil, nil }
+func (nothing) Named(context.Context, string) (domain.UUID, error)        { return domain.UUID{}, nil }
 func (nothing) Define(context.Context, []byte) error                      { return errNothing }
 func (nothing) Undefine(context.Context, domain.UUID) error               { return errNothing }
 func (nothing) CreatePaused(context.Context, []byte) error                { return errNothing }
