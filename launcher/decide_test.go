@@ -91,7 +91,8 @@ var decideTable = []struct {
 		if err != nil {
 			panic(err)
 		}
-		f.Epoch.Verdict.Selection = sel
+		// What no values have is no digest either: a verdict with an empty one does not get by.
+		f.Epoch.Verdict.Selection, f.Epoch.Verdict.PCRDigest = sel, pcr.Digest{}
 	}},
 	{"profile of another name", proof.ProfileNotMet, func(f *Facts) { f.Header.Profile.Name = "gold" }},
 	{"profile of another content", proof.ProfileNotMet, func(f *Facts) { f.Header.Profile.Digest[0] ^= 1 }},

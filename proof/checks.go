@@ -21,7 +21,7 @@ func checkProofForm(v *verification) (err error) {
 // meets the signatures and the MAC.
 func checkProofSum(v *verification) error {
 	want, err := v.proof.sum()
-	if err != nil {
+	if err != nil { //mutate:keep what was read in its one form can be written
 		return err
 	}
 	return same(want, v.proof.Sum)
@@ -32,7 +32,7 @@ func checkTrustKeys(v *verification) (err error) {
 		return err
 	}
 	v.keys, err = v.set.Keys()
-	return err
+	return err //mutate:keep without keys no signature holds: checks 5 and 6
 }
 
 func checkStatementForm(v *verification) (err error) {
@@ -148,11 +148,11 @@ func checkPCRList(v *verification) error {
 }
 
 func checkPCRValues(v *verification) (err error) {
-	if v.pcrs, err = PCRValues(v.proof.PCRs); err != nil {
+	if v.pcrs, err = PCRValues(v.proof.PCRs); err != nil { //mutate:keep the proof's form has no index twice
 		return err
 	}
 	got, err := v.pcrs.Digest(v.verdict.Selection)
-	if err != nil {
+	if err != nil { //mutate:keep pcr-list found every index
 		return err
 	}
 	return same(v.quote.PCRDigest, got)
@@ -209,7 +209,7 @@ func checkKeyToken(v *verification) error { return same(v.key.Token, v.statement
 
 func checkMAC(v *verification) error {
 	want, err := v.proof.mac(v.key.Nonce)
-	if err != nil {
+	if err != nil { //mutate:keep what was read in its one form can be written
 		return err
 	}
 	if !want.Equal(v.proof.MAC) {

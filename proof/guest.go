@@ -56,9 +56,16 @@ type guestCredentialBody struct {
 	Token   Bytes  `json:"token_secret,omitempty"`
 }
 
-// EncodePrivate writes the credential, secrets included.
+// EncodePrivate writes the credential, secrets included: what strict.Encode makes of a guestCredentialBody, but of the secrets
+// no copy stays, as one does in the buffers of encoding/json.
 func (c *GuestCredential) EncodePrivate() ([]byte, error) {
-	return strict.Encode(guestCredentialBody{guestCredentialVersion, c.Link, c.Secret.raw(), c.Token.raw()})
+	head := `{"version":"` + guestCredentialVersion + `","link":"` + c.Link.String() + `","secret":"`
+	b := make([]byte, 0, len(head)+64+base64Len(c.Secret)+base64Len(c.Token))
+	b = c.Secret.appendBase64(append(b, head...))
+	if !c.Token.IsZero() {
+		b = c.Token.appendBase64(append(b, `","token_secret":"`...))
+	}
+	return append(b, `"}`...), nil
 }
 
 // ParseGuestCredential reads what EncodePrivate wrote.

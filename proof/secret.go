@@ -3,6 +3,7 @@ package proof
 import (
 	"crypto/rand"
 	"crypto/subtle"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,6 +39,22 @@ func RandomSecret(n int) Secret {
 	rand.Read(b) // never fails since Go 1.24
 	return secretOf(b)
 }
+
+// secretFrom decodes base64url; unlike strict.Base64 it leaves no copy. Text that has a second reading is for the caller to refuse.
+func secretFrom(text []byte) (Secret, error) {
+	b := make([]byte, base64.RawURLEncoding.DecodedLen(len(text)))
+	n, err := base64.RawURLEncoding.Decode(b, text)
+	if err != nil {
+		clear(b)
+		return Secret{}, errors.New("cannot read a secret: it is not base64url")
+	}
+	return secretOf(b[:n:n]), nil
+}
+
+// base64Len is how many bytes appendBase64 appends: who makes room for them leaves no copy.
+func base64Len(s Secret) int { return base64.RawURLEncoding.EncodedLen(s.Len()) }
+
+func (s Secret) appendBase64(b []byte) []byte { return base64.RawURLEncoding.AppendEncode(b, s.raw()) }
 
 // Reveal gives the bytes themselves; the caller does not keep or change them.
 func (s Secret) Reveal() []byte { return s.raw() }

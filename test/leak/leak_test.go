@@ -48,7 +48,6 @@ type stage struct {
 	heard                    bytes.Buffer // all that people other than the tenant were told
 	values                   searcher
 	key                      *proof.Key
-	tokenDigest              string
 }
 
 func newStage(ctx context.Context, t *testing.T) *stage {
@@ -84,7 +83,9 @@ func (l logger) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (a *stage) nodes() []*lab.Node { return []*lab.Node{a.lab.Outside, &a.lab.Verifier.Node, &a.host.Node} }
+func (a *stage) nodes() []*lab.Node {
+	return []*lab.Node{a.lab.Outside, &a.lab.Verifier.Node, &a.host.Node}
+}
 
 // found demands that a search found each of the things that were planted.
 func found(t *testing.T, hits []hit, wants ...string) {

@@ -61,7 +61,9 @@ type hit struct {
 	around      []byte
 }
 
-func (h hit) String() string { return fmt.Sprintf("%s in %s at %#x: %q", h.what, h.where, h.offset, h.around) }
+func (h hit) String() string {
+	return fmt.Sprintf("%s in %s at %#x: %q", h.what, h.where, h.offset, h.around)
+}
 
 const chunk = 1 << 20
 

@@ -1,8 +1,9 @@
 // Command mutate removes, one at a time, every check of the functions that decide, and runs the tests of their package: a mutant
 // that passes is a check that nobody would miss, and the command ends 1.
 //
-// A check is an `if` whose body ends by returning something other than nil, or by recording a refusal. Removing it turns its
-// condition into `false && (condition)`, so that everything in it still compiles. A condition that no input can reach is
+// A check is an `if` whose body ends by returning something other than nil, or by recording a refusal; removing it turns its
+// condition into `false && (condition)`, so that everything in it still compiles. It is also what a function with one result returns at
+// its end; removing it ignores that and returns nil. A condition that no input can reach is
 // excused by a comment `//mutate:keep reason` on its line; the list of excuses is printed.
 //
 // The source is never touched: mutants are built with `go test -overlay`.
@@ -35,7 +36,7 @@ type target struct {
 }
 
 var targets = []target{
-	{Package: "proof", Files: []string{"verify.go"}},
+	{Package: "proof", Files: []string{"verify.go", "checks.go"}},
 	{Package: "verifier", Files: []string{"appraise.go"}},
 	{Package: "launcher", Files: []string{"decide.go"}},
 }
@@ -152,22 +153,62 @@ func find(t target, path string) ([]mutant, error) {
 	}
 	var out []mutant
 	ast.Inspect(f, func(n ast.Node) bool {
-		s, ok := n.(*ast.IfStmt)
-		if !ok || !refuses(s.Body) {
+		var checked ast.Expr
+		var with string // with %s for what is checked
+		switch s := n.(type) {
+		case *ast.IfStmt:
+			if refuses(s.Body) {
+				checked, with = s.Cond, "false && (%s)"
+			}
+		case *ast.FuncDecl:
+			if last := lastResult(s); last != nil {
+				result := s.Type.Results.List[0].Type
+				kind := string(src[set.Position(result.Pos()).Offset:set.Position(result.End()).Offset])
+				checked, with = last, "func() "+kind+" { _ = %s; return nil }()"
+			}
+		}
+		if checked == nil {
 			return true
 		}
-		line := set.Position(s.Pos()).Line
-		start, end := set.Position(s.Cond.Pos()).Offset, set.Position(s.Cond.End()).Offset
-		cond := string(src[start:end])
+		line := set.Position(checked.Pos()).Line
+		start, end := set.Position(checked.Pos()).Offset, set.Position(checked.End()).Offset
+		text := string(src[start:end])
 		if why, ok := excused[line]; ok {
-			fmt.Printf("%s:%d: kept: %s: %s\n", path, line, cond, why)
+			fmt.Printf("%s:%d: kept: %s: %s\n", path, line, text, why)
 			return true
 		}
-		out = append(out, mutant{target: t, File: path, Line: line, Text: cond, Start: start, End: end, With: "false && (" + cond + ")"})
+		out = append(out, mutant{target: t, File: path, Line: line, Text: text, Start: start, End: end, With: fmt.Sprintf(with, text)})
 		return true
 	})
 	slices.SortFunc(out, func(a, b mutant) int { return a.Line - b.Line })
 	return out, nil
+}
+
+// lastResult is what a function with one result, an error or a refusal, returns at its end, unless that is nil.
+func lastResult(f *ast.FuncDecl) ast.Expr {
+	if f.Body == nil || len(f.Body.List) == 0 || f.Type.Results == nil || f.Type.Results.NumFields() != 1 {
+		return nil
+	}
+	switch kind := f.Type.Results.List[0].Type.(type) {
+	case *ast.Ident:
+		if kind.Name != "error" {
+			return nil
+		}
+	case *ast.StarExpr:
+		if sel, ok := kind.X.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Refusal" {
+			return nil
+		}
+	default:
+		return nil
+	}
+	ret, ok := f.Body.List[len(f.Body.List)-1].(*ast.ReturnStmt)
+	if !ok || len(ret.Results) != 1 {
+		return nil
+	}
+	if id, ok := ret.Results[0].(*ast.Ident); ok && id.Name == "nil" {
+		return nil
+	}
+	return ret.Results[0]
 }
 
 // refuses says whether a block ends by returning something other than a bare nil, or records a refusal.
