@@ -1,7 +1,6 @@
 package proof
 
 import (
-	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -68,13 +67,24 @@ func Frame(l Label, fields ...[]byte) []byte {
 func Hash(l Label, fields ...[]byte) Digest { return sha256.Sum256(Frame(l, fields...)) }
 
 // Derive gives a 32-byte key for one use: HKDF-SHA256 (RFC 5869) without salt,
-// info = Frame(l, fields…).
+// info = Frame(l, fields…). It is written out, since crypto/hkdf leaves secret
+// and key in buffers that nobody can clear.
 func Derive(s Secret, l Label, fields ...[]byte) Secret {
-	k, err := hkdf.Key(sha256.New, s.raw(), nil, string(Frame(l, fields...)), 32)
-	if err != nil {
-		panic(err) // only for a length above 255 hashes
-	}
-	return secretOf(k)
+	prk := wipingMAC(make([]byte, sha256.Size), s.raw())
+	defer clear(prk)
+	return secretOf(wipingMAC(prk, append(Frame(l, fields...), 1)))
+}
+
+// wipingMAC is HMAC-SHA256. The state of a hash keeps the last bytes written, and
+// Sum copies it to the stack: the same once more over zeros overwrites both.
+func wipingMAC(key, message []byte) []byte {
+	m := hmac.New(sha256.New, key)
+	m.Write(message)
+	out := m.Sum(nil)
+	m.Reset()
+	m.Write(make([]byte, sha256.BlockSize-1))
+	m.Sum(nil)
+	return out
 }
 
 // MAC is HMAC-SHA256 over Frame(l, fields…).
