@@ -185,7 +185,9 @@ func (s *stage) commands(ctx context.Context) map[string]command {
 		"verifier":   func(ts *testscript.TestScript, neg bool, args []string) { s.verifier(ctx, ts, neg, args) },
 		"settles": func(ts *testscript.TestScript, neg bool, args []string) {
 			want(ts, neg, args, 1)
-			ts.Check(s.host(ts, args[0]).AwaitReady(ctx))
+			soon, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			ts.Check(s.host(ts, args[0]).AwaitReady(soon))
 		},
 		"console": func(ts *testscript.TestScript, neg bool, args []string) {
 			want(ts, neg, args, 3)
