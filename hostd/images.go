@@ -107,6 +107,11 @@ func (f *heldFile) Digest() proof.Digest { return f.digest }
 // Close implements launcher.Image.
 func (f *heldFile) Close() error { return f.held.Close() }
 
+// CheckFormat implements launcher.Image.
+func (f *heldFile) CheckFormat(format, backing string) error {
+	return f.held.CheckFormat(format, backing)
+}
+
 // Recheck implements launcher.Image.
 func (f *heldFile) Recheck() error {
 	if err := f.held.Recheck(); err != nil {

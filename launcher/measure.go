@@ -51,6 +51,7 @@ func (h *held) recheck() []*proof.Refusal {
 // wanted is one file that a configuration boots from, reads or writes.
 type wanted struct {
 	path, role, target string
+	format             string // of a disk
 	writes, measure    bool
 	digest             **proof.Digest // where its digest goes
 }
@@ -91,7 +92,7 @@ func (l *Launcher) measure(ctx context.Context, c *domain.Config, first bool, w 
 	for i := range m.Disks {
 		at := slices.IndexFunc(c.Disks, func(d domain.Disk) bool { return d.Target == m.Disks[i].Target })
 		d := c.Disks[at]
-		files = append(files, wanted{path: d.Source, role: roleDisk, target: d.Target, writes: !d.ReadOnly, measure: d.ReadOnly || first, digest: &m.Disks[i].Digest})
+		files = append(files, wanted{path: d.Source, role: roleDisk, target: d.Target, format: d.Format, writes: !d.ReadOnly, measure: d.ReadOnly || first, digest: &m.Disks[i].Digest})
 	}
 	h, err := l.hold(ctx, files, w)
 	if err != nil {
@@ -118,6 +119,12 @@ func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, 
 		}
 		if err != nil {
 			return nil, errors.Join(err, h.close())
+		}
+		if f.role == roleDisk {
+			// Disks with backing files are refused before, so that a header may name none; nor a data file.
+			if err := image.CheckFormat(f.format, ""); err != nil {
+				return nil, errors.Join(err, image.Close(), h.close())
+			}
 		}
 		h.images = append(h.images, &heldImage{Image: image, path: f.path, role: f.role, target: f.target, writes: f.writes})
 		if f.measure {

@@ -121,6 +121,8 @@ type Image interface {
 	Digest() proof.Digest
 	// File is what the path led to. Device says that it is a block device, whose node may be another one inside QEMU's namespace.
 	File() (f File, device bool)
+	// CheckFormat returns a *proof.Refusal when the content points at other files, which QEMU would open and nobody has measured.
+	CheckFormat(format, backing string) error
 	// Recheck returns a *proof.Refusal when the path leads elsewhere now, or measured content may have changed.
 	Recheck() error
 	Close() error

@@ -193,8 +193,10 @@ func (w *world) Open(path string) (i Image, err error) {
 	return i, err
 }
 
-func (i *fakeImage) Digest() proof.Digest { return i.digest }
-func (i *fakeImage) File() (File, bool)   { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
+func (i *fakeImage) Digest() proof.Digest             { return i.digest }
+func (i *fakeImage) File() (File, bool)               { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
+func (i *fakeImage) CheckFormat(string, string) error { return nil }
+
 func (i *fakeImage) Recheck() error {
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
