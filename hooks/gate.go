@@ -139,7 +139,10 @@ func (g Gate) Run(argv []string, stdin io.Reader, stderr io.Writer) (status int)
 		// Undelivered, it costs hostd one look at libvirt's list; the guest must not pay for it.
 		return g.tell(q)
 	}
-	a, err := ask.Ask(g.Socket, q, begin)
+	if c.op.Carries() && len(xml) > ask.MaxXML {
+		return refuse(stderr, ask.RequestInvalid) // hostd could not judge it
+	}
+	a, err := ask.Ask(g.Socket, q, xml, begin)
 	switch {
 	case err != nil:
 		return refuse(stderr, ask.HostdUnreachable)

@@ -96,7 +96,7 @@ func (h *host) serve(t testing.TB, answer func(ask.Question) ask.Answer) (stop f
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &ask.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question) ask.Answer {
+	s := &ask.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question, _ []byte) ask.Answer {
 		h.mu.Lock()
 		h.asked = append(h.asked, q)
 		h.mu.Unlock()

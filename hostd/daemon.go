@@ -63,6 +63,7 @@ type Daemon struct {
 	journal *journal.Journal
 	changed chan struct{}
 	kick    chan struct{}
+	rearm   chan struct{}
 	beat    atomic.Int64 // of the reconcile worker, nanoseconds of Boot
 	cancel  context.CancelFunc
 	ctx     context.Context
@@ -76,7 +77,7 @@ const scanEvery = 5 * time.Second
 // It refuses to start on a journal that is damaged.
 func (d *Daemon) Open(ctx context.Context) error {
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	d.changed, d.kick = make(chan struct{}, 1), make(chan struct{}, 1)
+	d.changed, d.kick, d.rearm = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	for _, dir := range []string{d.Config.StateDir, d.Config.RunDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("cannot make a folder: %w", err)
@@ -92,7 +93,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 	if err := d.Room.Sweep(); err != nil {
 		return err
 	}
-	book, j, err := OpenBook(journal.OS{}, filepath.Join(d.Config.StateDir, "journal"), d.Clock.Now, func() { poke(d.changed) })
+	book, j, err := OpenBook(journal.OS{}, filepath.Join(d.Config.StateDir, "journal"), d.Clock.Now, func() { poke(d.changed); poke(d.rearm) })
 	if err != nil {
 		return err
 	}
@@ -109,6 +110,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 		d.Launcher.QEMU = &u
 	}
 	d.Launcher.Start()
+	d.Hook.Starts = d.Launcher
 	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { return len(book.Owed()) }}
 	timeout, err := time.ParseDuration(d.Config.Launch.Timeout)
 	if err != nil {
@@ -153,6 +155,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	workers.Go(func() { d.Registry.Run(d.ctx, d.changed) })
 	workers.Go(func() { d.reconcile(d.ctx) })
 	workers.Go(func() { d.events(d.ctx) })
+	workers.Go(func() { d.arming(d.ctx) })
 	workers.Go(func() { watchdog(d.ctx, d.Log, d.alive) })
 	var err error
 	select {
@@ -163,6 +166,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// Launches end first, while hooks are still answered and the chip is still ours: cancelled, each undoes itself.
 	d.cancel()
 	d.Launches.Wait()
+	d.Launcher.Wait()
 	workers.Wait()
 	return errors.Join(err, d.journal.Close())
 }

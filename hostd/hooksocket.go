@@ -14,6 +14,7 @@ import (
 	"troth/hooks/ask"
 	"troth/launcher"
 	"troth/launcher/domain"
+	"troth/proof"
 )
 
 // HookSocket answers troth-hook. A start of our own is told by its one-time launch id, each operation of it once; whatever else the hook holds
@@ -22,6 +23,8 @@ type HookSocket struct {
 	Script string // what libvirt runs
 	UIDs   []uint32
 	Log    *slog.Logger
+	// Starts judges starts by other clients than us; nil: none is permitted.
+	Starts Starts
 	// Heard is told of every question that was refused, and of ended guests. It must not block.
 	Heard func(q ask.Question, allowed bool)
 
@@ -29,6 +32,14 @@ type HookSocket struct {
 	expected map[[32]byte]*expected
 	serving  atomic.Bool
 	last     atomic.Int64 // unix seconds of the last question
+}
+
+// Starts are the starts of armed domains by other libvirt clients: the launcher.
+type Starts interface {
+	Prepare(ctx context.Context, id domain.UUID, xml []byte) *proof.Refusal
+	Proceed(id domain.UUID, xml []byte) *proof.Refusal
+	Started(id domain.UUID) *proof.Refusal
+	Ended(id domain.UUID)
 }
 
 // expected is one announced start.
@@ -101,9 +112,9 @@ func (h *HookSocket) Run(ctx context.Context, l net.Listener) error {
 	return server.Serve(ctx, l)
 }
 
-func (h *HookSocket) answer(_ context.Context, q ask.Question) ask.Answer {
+func (h *HookSocket) answer(ctx context.Context, q ask.Question, xml []byte) ask.Answer {
 	h.last.Store(time.Now().Unix())
-	a := h.judge(q)
+	a := h.judge(ctx, q, xml)
 	if !a.Allow {
 		h.Log.Warn("refused a hook", "uuid", domain.UUID(q.UUID).String(), "op", q.Op.String(), "subop", q.SubOp.String(), "code", a.Code.String())
 	}
@@ -114,16 +125,44 @@ func (h *HookSocket) answer(_ context.Context, q ask.Question) ask.Answer {
 }
 
 // judge decides one question.
-func (h *HookSocket) judge(q ask.Question) ask.Answer {
+func (h *HookSocket) judge(ctx context.Context, q ask.Question, xml []byte) ask.Answer {
 	switch q.Op {
-	case ask.OpStopped, ask.OpRelease, ask.OpReconnect:
-		return ask.Allow() // nothing to veto: the hook only tells; denying a reconnect would kill a guest that libvirt merely lost sight of
+	case ask.OpStopped, ask.OpRelease:
+		if h.Starts != nil {
+			h.Starts.Ended(domain.UUID(q.UUID))
+		}
+		return ask.Allow() // nothing to veto: the hook only tells
+	case ask.OpReconnect:
+		return ask.Allow() // denying it would kill a guest that libvirt merely lost sight of
 	case ask.OpPrepare, ask.OpStart, ask.OpStarted:
 		if q.LaunchID != [32]byte{} {
 			return h.own(q)
 		}
+		if h.Starts != nil && q.SubOp == ask.SubBegin {
+			return h.other(ctx, q, xml)
+		}
+	case ask.OpMigrate, ask.OpRestore, ask.OpUnknown:
 	}
 	return ask.Deny(ask.GrantMissing)
+}
+
+// other decides about the start of a domain by another client.
+func (h *HookSocket) other(ctx context.Context, q ask.Question, xml []byte) ask.Answer {
+	id := domain.UUID(q.UUID)
+	var refusal *proof.Refusal
+	switch q.Op {
+	case ask.OpPrepare:
+		refusal = h.Starts.Prepare(ctx, id, xml)
+	case ask.OpStart:
+		refusal = h.Starts.Proceed(id, xml)
+	default:
+		refusal = h.Starts.Started(id)
+	}
+	if refusal == nil {
+		return ask.Allow()
+	}
+	h.Log.Warn("refused a start by another client", "uuid", id.String(), "op", q.Op.String(), "code", string(refusal.Code), "sentence", refusal.Sentence, "facts", fmt.Sprint(refusal.Facts))
+	return ask.Deny(ask.CodeOf(string(refusal.Code)))
 }
 
 // own decides a question that carries a launch id.

@@ -53,7 +53,7 @@ func TestOwnStart(t *testing.T) {
 		{"stopped", question(ask.OpStopped, uuid, id), true},
 		{"reconnect", question(ask.OpReconnect, domain.UUID{8}, [32]byte{}), true},
 	} {
-		a := h.judge(step.q)
+		a := h.judge(t.Context(), step.q, nil)
 		if a.Allow != step.allow || !a.Allow && a.Code != ask.GrantMissing {
 			t.Errorf("%s: %+v", step.name, a)
 		}
@@ -62,7 +62,7 @@ func TestOwnStart(t *testing.T) {
 		t.Error("not called after prepare and start")
 	}
 	e.Done()
-	if h.judge(question(ask.OpPrepare, uuid, id)).Allow {
+	if h.judge(t.Context(), question(ask.OpPrepare, uuid, id), nil).Allow {
 		t.Error("a launch id was good after its launch")
 	}
 }
@@ -82,7 +82,7 @@ func TestHookReady(t *testing.T) {
 	go func() { done <- h.Run(ctx, l) }()
 	var a ask.Answer
 	for try := 0; ; try++ {
-		if a, err = ask.Ask(path, question(ask.OpPrepare, domain.UUID{1}, [32]byte{}), time.Now()); err == nil || try > 50 {
+		if a, err = ask.Ask(path, question(ask.OpPrepare, domain.UUID{1}, [32]byte{}), nil, time.Now()); err == nil || try > 50 {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -124,7 +124,11 @@ func (l *Launches) run(n *Launch, req launcher.Request) {
 		n.end(nil, proof.Refuse(proof.Internal, "the launch waited for its turn too long"))
 		return
 	}
-	out, refusal := l.Launcher.Launch(ctx, req, n)
+	do := l.Launcher.Launch
+	if req.Arm {
+		do = l.Launcher.Arm
+	}
+	out, refusal := do(ctx, req, n)
 	n.end(out, refusal)
 	v := n.View()
 	if refusal != nil {

@@ -12,6 +12,7 @@ import (
 
 // States of a domain.
 const (
+	StateArmed     = "armed" // defined, never started
 	StateLaunching = "launching"
 	StateProved    = "proved"
 	StateStopped   = "stopped"
@@ -30,6 +31,7 @@ type Domain struct {
 	UUID, Name    string
 	State         string
 	Registered    bool // belongs to hostd: in the registry that hooks read
+	Armed         bool // any libvirt client may start it, with the token below
 	Launch        string
 	Since         int64
 	TokenText     string
@@ -49,6 +51,7 @@ type Record struct {
 	Launch, UUID, Asked string
 	Reached             string // the newest of the Wrote constants
 	Granted             bool   // libvirt may have heard of it
+	Mode                string // proof.ModeHook: another libvirt client started it; empty: we did
 	TokenText           string
 	Token, Link         proof.Digest
 	Configuration       proof.Digest
@@ -135,11 +138,18 @@ func (b *Book) apply(e *Entry) error {
 	}
 	d := b.domains[e.UUID]
 	if d == nil {
-		if e.UUID == "" || (e.What != WroteIntent && e.What != WroteRefused) {
+		if e.UUID == "" || (e.What != WroteIntent && e.What != WroteRefused && e.What != WroteArmed) {
 			return fmt.Errorf("%s of an unknown domain %q", e.What, e.UUID)
 		}
 		d = &Domain{UUID: e.UUID}
 		b.domains[e.UUID] = d
+	}
+	if e.What == WroteArmed {
+		return b.arm(e, d)
+	}
+	if e.What == WroteDisarmed {
+		b.disarm(e, d)
+		return nil
 	}
 	r := b.launches[e.Launch]
 	if r == nil {
@@ -162,7 +172,7 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 		d.Name, d.State, d.Launch, d.Refusal = e.Name, StateLaunching, e.Launch, nil
 		b.chain(*e.Token).attempt = e.Attempt
 	case WroteGranted:
-		r.Granted, r.Previous, d.Registered, d.Volumes = true, e.Previous, true, e.Volumes
+		r.Granted, r.Mode, r.Previous, d.Registered, d.Volumes = true, e.Mode, e.Previous, true, e.Volumes
 	case WroteProved:
 		r.Proof = e.Proof
 		d.Proof, d.Link, d.Attempt = e.Proof, &r.Link, r.Attempt
@@ -183,11 +193,42 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 	if e.What != WroteStopped {
 		r.Reached = e.What
 	}
+	d.remember(e)
+}
+
+// remember keeps an entry in the domain's past, without bulk.
+func (d *Domain) remember(e *Entry) {
 	d.Since = e.At
 	past := Entry{What: e.What, At: e.At, Launch: e.Launch, Refusal: e.Refusal}
 	if d.History = append(d.History, past); len(d.History) > maxHistory {
 		d.History = d.History[1:]
 	}
+}
+
+// disarm takes back what arm did to a domain that could not be defined.
+func (b *Book) disarm(e *Entry, d *Domain) {
+	d.Armed, d.Refusal = false, e.Refusal
+	if d.State == StateArmed {
+		d.State = StateRefused
+	}
+	if d.Proof == nil {
+		d.Registered, d.Volumes = false, nil
+	}
+	d.remember(e)
+}
+
+// arm notes what any libvirt client may start from now on, and with which token.
+func (b *Book) arm(e *Entry, d *Domain) error {
+	if e.Token == nil || e.Configuration == nil || e.TokenText == "" || len(e.Request) == 0 {
+		return fmt.Errorf("%s without token or request", e.What)
+	}
+	d.Name, d.Registered, d.Armed, d.Refusal, d.Volumes = e.Name, true, true, nil, e.Volumes
+	d.TokenText, d.Token, d.Configuration, d.Request = e.TokenText, *e.Token, *e.Configuration, e.Request
+	if d.State == "" || d.State == StateRefused {
+		d.State = StateArmed
+	}
+	d.remember(e)
+	return nil
 }
 
 // refused ends a launch. One that was refused before it meant anything to the chain changes nothing of a domain that was there before.
@@ -204,7 +245,7 @@ func (b *Book) refused(e *Entry, d *Domain, r *Record) {
 	if r.Proof != nil { // it was never handed out
 		d.Proof, d.Link, r.Proof = nil, nil, nil
 	}
-	if d.Proof == nil {
+	if d.Proof == nil && !d.Armed {
 		d.Registered, d.Volumes = false, nil
 	}
 	if c := b.chain(r.Token); e.Unmoved && c.attempt == r.Attempt {

@@ -62,13 +62,16 @@ func asked(f *Facts) *proof.Refusal {
 	if f.Action != proof.ActionStart {
 		return proof.Refuse(proof.RequestInvalid, "this action is not known", proof.Fact{Name: "action", Want: proof.ActionStart, Got: f.Action})
 	}
+	if f.Mode != proof.ModePaused && f.Mode != proof.ModeHook {
+		return proof.Refuse(proof.RequestInvalid, "this way to run a domain is not known", proof.Fact{Name: "mode", Want: proof.ModePaused + " or " + proof.ModeHook, Got: f.Mode})
+	}
 	s := f.Statement
 	if s == nil || f.Config == nil {
 		return nil
 	}
-	if s.Action != f.Action || s.Mode != proof.ModePaused {
+	if s.Action != f.Action || s.Mode != f.Mode {
 		return proof.Refuse(proof.RequestInvalid, "the statement says another action than the one asked for",
-			proof.Fact{Name: "action", Want: f.Action + " paused", Got: s.Action + " " + s.Mode})
+			proof.Fact{Name: "action", Want: f.Action + " " + f.Mode, Got: s.Action + " " + s.Mode})
 	}
 	if s.UUID != f.Config.UUID.String() || s.Name != f.Config.Name {
 		return proof.Refuse(proof.RequestInvalid, "the statement names another domain",

@@ -32,7 +32,7 @@ func goodFacts(t *testing.T) Facts {
 		Measurements: proof.Measurements{Kernel: d(1), Initrd: d(2), CommandLine: d(3), Firmware: d(4)}, Disks: m.Disks, Interactive: proof.InteractiveNo,
 		Token: token.Digest(), Host: e.AK, Verdict: e.Digest, Attempt: 1}
 	link := proof.Digest{9}
-	return Facts{Action: proof.ActionStart, Config: c, Token: token.Digest(), Header: &token.Header, Measured: m, Epoch: &e, AK: e.AK, SPKI: e.SPKI, Now: w.boot,
+	return Facts{Action: proof.ActionStart, Mode: proof.ModePaused, Config: c, Token: token.Digest(), Header: &token.Header, Measured: m, Epoch: &e, AK: e.AK, SPKI: e.SPKI, Now: w.boot,
 		Statement: s, Link: link, Receipt: &proof.Receipt{IssuedAt: 1_800_000_010, Token: token.Digest(), Statement: link, Verdict: e.Digest, Link: 1, Attempt: 1},
 		Released: &proof.Released{Nonce: proof.RandomSecret(32), Secret: proof.NewSecret([]byte("disk key")), GuestAllowed: true}}
 }

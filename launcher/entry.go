@@ -3,6 +3,7 @@ package launcher
 import "troth/proof"
 
 // What an entry says. A launch writes intent, granted, proved, running in this order, or ends at any of them with refused.
+// An armed domain's launches write the same, when another libvirt client starts it.
 const (
 	WroteIntent    = "intent"    // a release is about to be asked for: the chain may move from here on
 	WroteGranted   = "granted"   // Decide permitted it: libvirt may hear of the domain from here on
@@ -10,6 +11,8 @@ const (
 	WroteRunning   = "running"   // the guest was resumed
 	WroteFailed    = "failed"    // the launch is being undone, and why
 	WroteRefused   = "refused"   // the launch ended, and everything is as it was before
+	WroteArmed     = "armed"     // the domain is registered, and any libvirt client may start it
+	WroteDisarmed  = "disarmed"  // it could not be defined after all
 	WroteStopped   = "stopped"   // the guest ended, on request or by itself
 	WroteForgotten = "forgotten" // the domain is no longer registered
 	WroteEvent     = "event"     // a chain event is owed to the verifier
@@ -27,7 +30,7 @@ type Entry struct {
 
 	// intent
 	Name          string        `json:"name,omitempty"`
-	Request       []byte        `json:"request,omitempty"` // the domain's XML as it was asked for
+	Request       []byte        `json:"request,omitempty"` // the domain's XML that was asked for, in full explicit form
 	Asked         string        `json:"asked,omitempty"`   // digest of the API request, for its idempotency key
 	TokenText     string        `json:"token_text,omitempty"`
 	Token         *proof.Digest `json:"token,omitempty"`
@@ -36,13 +39,14 @@ type Entry struct {
 	Attempt       uint32        `json:"attempt,omitempty"`
 
 	// granted: what to put back if the launch does not end well; empty when nothing was defined
+	Mode     string   `json:"mode,omitempty"` // proof.ModeHook: the definition is not the launch's to put back
 	Previous []byte   `json:"previous,omitempty"`
 	Volumes  []Volume `json:"volumes,omitempty"`
 
 	Proof   []byte         `json:"proof,omitempty"`   // proved
 	Refusal *proof.Refusal `json:"refusal,omitempty"` // failed, refused, stopped
 	Unmoved bool           `json:"unmoved,omitempty"` // refused: the verifier said no, so the token's chain did not move
-	Event   *ChainEvent    `json:"event,omitempty"`   // event, told, told
+	Event   *ChainEvent    `json:"event,omitempty"`   // event, told
 
 	Snapshot *Snapshot `json:"snapshot,omitempty"` // snapshot
 }

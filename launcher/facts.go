@@ -15,6 +15,7 @@ type Facts struct {
 	Failed []*proof.Refusal // of the steps before: strict reading, measuring, attesting, release, unseal
 
 	Action      string         // what was asked for
+	Mode        string         // how the domain comes to run: proof.ModePaused or proof.ModeHook
 	Config      *domain.Config // what is to run, read strictly
 	Token       proof.Digest   // of the token's text
 	Header      *proof.Header  // of the token

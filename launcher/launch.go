@@ -41,11 +41,7 @@ type attempt struct {
 // Launch runs one launch to its end: the guest runs and its proof is in the journal, or nothing is left of the launch but the refusal.
 func (l *Launcher) Launch(ctx context.Context, req Request, w Watcher) (out *Outcome, refusal *proof.Refusal) {
 	a := &attempt{Launcher: l, req: req, w: w, images: &held{}}
-	defer func() {
-		if err := a.images.close(); err != nil {
-			l.Log.Warn("cannot close an image", "launch", req.ID, "error", err.Error())
-		}
-	}()
+	defer a.letGo()
 
 	// Step 1: read strictly. A crash here loses a request; nothing has changed.
 	w.Step(StepRead)
@@ -62,7 +58,7 @@ func (l *Launcher) Launch(ctx context.Context, req Request, w Watcher) (out *Out
 	if !req.DryRun {
 		a.unsealing, a.quoting = l.unseals.announce(), l.quotes.announce()
 	}
-	out, refusal = a.guarded(ctx)
+	out, refusal = a.guarded(ctx, a.run)
 	a.unsealing()
 	a.quoting()
 	if refusal != nil {
@@ -73,14 +69,14 @@ func (l *Launcher) Launch(ctx context.Context, req Request, w Watcher) (out *Out
 }
 
 // guarded makes a panic a refusal, so that it is undone like every other.
-func (a *attempt) guarded(ctx context.Context) (out *Outcome, refusal *proof.Refusal) {
+func (a *attempt) guarded(ctx context.Context, run func(context.Context) (*Outcome, *proof.Refusal)) (out *Outcome, refusal *proof.Refusal) {
 	defer func() {
 		if p := recover(); p != nil {
 			a.Log.Error("panic in a launch", "launch", a.req.ID, "panic", fmt.Sprint(p))
 			out, refusal = nil, proof.Refuse(proof.Internal, "the launch failed in a way that nobody foresaw")
 		}
 	}()
-	return a.run(ctx)
+	return run(ctx)
 }
 
 // read reads token and domain.
@@ -89,8 +85,10 @@ func (a *attempt) read() *proof.Refusal {
 	if a.token, err = proof.ParseToken(a.req.Token); err != nil {
 		return proof.Refuse(proof.TokenInvalid, err.Error())
 	}
-	if a.config, err = domain.Read(a.req.Domain, domain.Request); err != nil {
-		return Refusal(StepRead, err)
+	if a.config == nil {
+		if a.config, err = domain.Read(a.req.Domain, domain.Request); err != nil {
+			return Refusal(StepRead, err)
+		}
 	}
 	if a.config.UUID.IsZero() {
 		var id domain.UUID
@@ -99,7 +97,7 @@ func (a *attempt) read() *proof.Refusal {
 		a.config.SetUUID(id)
 	}
 	a.w.Domain(a.config.UUID.String(), a.config.Name)
-	a.facts = Facts{Action: a.req.Action, Config: a.config, Token: a.token.Digest(), Header: &a.token.Header}
+	a.facts = Facts{Action: a.req.Action, Mode: a.req.mode(), Config: a.config, Token: a.token.Digest(), Header: &a.token.Header}
 	return nil
 }
 
@@ -110,24 +108,9 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 
 	// Still step 1: measure through open descriptors. A crash here gives the leases back; nothing has changed.
 	w.Step(StepMeasure)
-	if live, err := l.Virt.Live(ctx, c.UUID); err != nil {
-		return nil, Refusal(StepMeasure, err)
-	} else if live != nil {
-		return nil, proof.Refuse(proof.RequestInvalid, "the domain runs already: stop it first", proof.Fact{Name: "uuid", Value: uuid})
+	if _, refusal := a.measureFree(ctx); refusal != nil {
+		return nil, refusal
 	}
-	if other, err := l.Virt.Named(ctx, c.Name); err != nil {
-		return nil, Refusal(StepMeasure, err)
-	} else if !other.IsZero() && other != c.UUID {
-		return nil, proof.Refuse(proof.RequestInvalid, "another domain has this name: choose another, or undefine that one",
-			proof.Fact{Name: "name", Value: c.Name}, proof.Fact{Name: "uuid", Want: uuid, Got: other.String()})
-	}
-	previous, _ := l.Book.Next(a.facts.Token)
-	var err error
-	if a.images, a.measured, err = l.measure(ctx, c, previous == nil, w); err != nil {
-		a.images = &held{}
-		return nil, Refusal(StepMeasure, err)
-	}
-	a.facts.Measured = a.measured
 
 	// Step 2: verdict, statement, release, unseal. A crash before the intent is written changes nothing; after it the token's chain may have
 	// moved by a link of ours: recovery reports that link aborted. Libvirt has not heard of the domain.
@@ -149,6 +132,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 
 	// Step 2 ends: the grant, with what is to be put back. A crash after it: recovery destroys, puts back, reports aborted.
 	w.Step(StepGrant)
+	var err error
 	if a.before, err = l.Virt.Inactive(ctx, c.UUID); err != nil {
 		return nil, Refusal(StepGrant, err)
 	}

@@ -32,6 +32,9 @@ type Launcher struct {
 	telling sync.Mutex
 	mu      sync.Mutex
 	busy    map[domain.UUID]bool
+	arms    map[domain.UUID]*armed
+	pending map[domain.UUID]*pending
+	begun   sync.WaitGroup // starts by other clients that are not at their end
 }
 
 // Start makes the launcher ready. Call it once, before anything else.
@@ -39,7 +42,7 @@ func (l *Launcher) Start() {
 	if l.Cleanup == 0 {
 		l.Cleanup = time.Minute
 	}
-	l.busy = map[domain.UUID]bool{}
+	l.busy, l.arms, l.pending = map[domain.UUID]bool{}, map[domain.UUID]*armed{}, map[domain.UUID]*pending{}
 	l.unseals = newBatcher(proof.MaxBatch, l.unsealBatch)
 	l.quotes = newBatcher(proof.MaxBatch, l.quoteBatch)
 }
@@ -52,6 +55,15 @@ type Request struct {
 	Domain []byte // XML
 	Action string
 	DryRun bool
+	Arm    bool   // define the domain and let any libvirt client start it, instead of launching it
+	Mode   string // proof.ModeHook: another libvirt client starts it; empty: we create it paused
+}
+
+func (r Request) mode() string {
+	if r.Mode == "" {
+		return proof.ModePaused
+	}
+	return r.Mode
 }
 
 // Steps of a launch, in their order.
@@ -102,6 +114,25 @@ func (l *Launcher) claim(id domain.UUID) (release func(), err *proof.Refusal) {
 	}, nil
 }
 
+// claimSoon claims a domain, and waits a little for what is under way.
+func (l *Launcher) claimSoon(ctx context.Context, id domain.UUID) (release func(), refusal *proof.Refusal) {
+	ctx, cancel := context.WithTimeout(ctx, claimWithin)
+	defer cancel()
+	for {
+		if release, refusal = l.claim(id); refusal == nil {
+			return release, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, refusal
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// claimWithin is how long a stop waits for a launch that is about to end.
+const claimWithin = 5 * time.Second
+
 // Busy says whether something is happening to the domain right now.
 func (l *Launcher) Busy(id domain.UUID) bool {
 	l.mu.Lock()
@@ -130,23 +161,6 @@ func Refusal(step string, err error) *proof.Refusal {
 		return proof.Refuse(coded.RefusalCode(), fmt.Sprintf("the step %q failed", step), facts...)
 	}
 	return proof.Refuse(proof.Internal, fmt.Sprintf("the step %q failed", step), facts...)
-}
-
-// Again gives the XML to launch a known domain from once more: what was asked for, under the UUID that it got.
-func (l *Launcher) Again(d *Domain) ([]byte, error) {
-	id, err := domain.ParseUUID(d.UUID)
-	if err != nil {
-		return nil, err
-	}
-	c, err := domain.Read(d.Request, domain.Request)
-	if err != nil {
-		return nil, err
-	}
-	if !c.UUID.IsZero() {
-		return d.Request, nil
-	}
-	c.SetUUID(id)
-	return domain.Emit(c, domain.Additions{}), nil
 }
 
 // Text checks a UUID as a caller wrote it, and gives it as libvirt and the book do.

@@ -87,6 +87,8 @@ type Virt interface {
 	Resume(ctx context.Context, id domain.UUID) error
 	// Destroy ends QEMU; it is no error when it does not run.
 	Destroy(ctx context.Context, id domain.UUID) error
+	// Runs says whether a QEMU runs for the domain. It asks the kernel alone, never libvirt.
+	Runs(ctx context.Context, id domain.UUID) (bool, error)
 	// Process returns the one QEMU process of the domain.
 	Process(ctx context.Context, id domain.UUID) (*Process, error)
 }
@@ -148,6 +150,8 @@ type Expected interface {
 type Secrets interface {
 	// Channel prepares the folder of the domain's channel and returns the socket's path.
 	Channel(uuid string) (string, error)
+	// ChannelPath is that path.
+	ChannelPath(uuid string) string
 	// File returns where the guest secret of the domain stands or would stand.
 	File(uuid string) string
 	// Put writes the file, readable by its owner alone.

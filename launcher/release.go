@@ -3,6 +3,7 @@ package launcher
 import (
 	"context"
 
+	"troth/launcher/domain"
 	"troth/proof"
 )
 
@@ -101,7 +102,7 @@ func (a *attempt) state() *proof.Refusal {
 		number = a.number // the verifier refused this attempt, so it is still to be made
 	}
 	s := &proof.Statement{
-		UUID: c.UUID.String(), Name: c.Name, Action: a.req.Action, Mode: proof.ModePaused, Configuration: c.Digest(),
+		UUID: c.UUID.String(), Name: c.Name, Action: a.req.Action, Mode: a.facts.Mode, Configuration: c.Digest(),
 		Measurements: proof.Measurements{Firmware: m.Firmware, Kernel: m.Kernel, Initrd: m.Initrd, CommandLine: m.CommandLine},
 		Disks:        m.Disks, Interactive: interactive(c), Token: a.facts.Token,
 		Host: a.epoch.AK, Verdict: a.epoch.Digest, Previous: previous, Attempt: number, Blinder: proof.NewBlinder(),
@@ -118,7 +119,7 @@ func (a *attempt) state() *proof.Refusal {
 // ask writes the intent and asks for the release.
 func (a *attempt) ask(ctx context.Context) *proof.Refusal {
 	config := a.config.Digest()
-	err := a.Book.Write(&Entry{What: WroteIntent, Launch: a.req.ID, UUID: a.config.UUID.String(), Name: a.config.Name, Request: a.req.Domain, Asked: a.req.Asked,
+	err := a.Book.Write(&Entry{What: WroteIntent, Launch: a.req.ID, UUID: a.config.UUID.String(), Name: a.config.Name, Request: domain.Emit(a.config, domain.Additions{}), Asked: a.req.Asked,
 		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config, Link: &a.link, Attempt: a.number})
 	if err != nil {
 		return Refusal(StepRelease, err)

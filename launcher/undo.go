@@ -25,7 +25,7 @@ func (a *attempt) undo(ctx context.Context, why *proof.Refusal) {
 	}
 	// A crash from here on finds the reason, and undoes the rest.
 	a.note(&Entry{What: WroteFailed, Launch: a.req.ID, UUID: uuid, Refusal: why})
-	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Previous: a.before, Refusal: why}
+	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Mode: a.req.Mode, Previous: a.before, Refusal: why}
 	if err := a.putBack(ctx, r, a.config.UUID, a.granted, a.unmoved); err != nil {
 		a.Log.Error("cannot undo a launch, it will be tried again", "launch", a.req.ID, "error", err.Error())
 	}
@@ -44,13 +44,15 @@ func (l *Launcher) putBack(ctx context.Context, r *Record, id domain.UUID, grant
 		if err := l.Virt.Destroy(ctx, id); err != nil {
 			return err
 		}
-		if err := l.restore(ctx, id, r.Previous); err != nil {
-			return err
+		if r.Mode != proof.ModeHook { // what an armed domain is defined as is not the start's to change
+			if err := l.restore(ctx, id, r.Previous); err != nil {
+				return err
+			}
 		}
 		if err := l.Secrets.Remove(id.String()); err != nil {
 			return err
 		}
-		if r.Previous == nil {
+		if r.Previous == nil && r.Mode != proof.ModeHook {
 			if err := l.Secrets.Forget(id.String()); err != nil {
 				return err
 			}
@@ -85,7 +87,7 @@ func (l *Launcher) Stop(ctx context.Context, uuid string) *proof.Refusal {
 	if refusal != nil {
 		return refusal
 	}
-	free, refusal := l.claim(id)
+	free, refusal := l.claimSoon(ctx, id)
 	if refusal != nil {
 		return refusal
 	}
@@ -109,7 +111,7 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 	if refusal != nil {
 		return refusal
 	}
-	free, refusal := l.claim(id)
+	free, refusal := l.claimSoon(ctx, id)
 	if refusal != nil {
 		return refusal
 	}
@@ -236,16 +238,16 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 	if err != nil || live == nil {
 		return false, err
 	}
-	want, err := domain.Read(r.Request, domain.Request)
+	want, err := domain.Read(r.Request, domain.Inactive)
 	if err != nil {
 		return false, err
 	}
-	want.SetUUID(id)
 	got, err := domain.Read(live, domain.Live)
 	if err == nil {
 		err = domain.Compare(want, got)
 	}
-	if err == nil && (!got.Mark || got.Added.LaunchID == [32]byte{}) {
+	ours := got != nil && (r.Mode == proof.ModeHook) == (got.Added.LaunchID == [32]byte{})
+	if err == nil && (!got.Mark || !ours) {
 		err = proof.Refuse(proof.ConfigurationChanged, "the guest that was found was not started by a launch")
 	}
 	if err != nil {

@@ -151,6 +151,16 @@ func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err erro
 	return p, err
 }
 
+func (w *world) Runs(_ context.Context, id domain.UUID) (runs bool, err error) {
+	err = w.call("runs", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		runs = w.live[id.String()] != nil
+		return nil
+	})
+	return runs, err
+}
+
 type fakeImage struct {
 	w      *world
 	path   string
@@ -246,8 +256,10 @@ func (e fakeExpected) Done() {
 type fakeSecrets struct{ w *world }
 
 func (s fakeSecrets) Channel(id string) (string, error) {
-	return "/run/guest/" + id + "/channel.sock", s.w.call("channel", func() error { return nil })
+	return s.ChannelPath(id), s.w.call("channel", func() error { return nil })
 }
+
+func (s fakeSecrets) ChannelPath(id string) string { return "/run/guest/" + id + "/channel.sock" }
 
 func (s fakeSecrets) File(id string) string { return "/run/guest/" + id + ".secret" }
 

@@ -18,6 +18,7 @@ func (p *Public) Sentences() []string {
 		fmt.Sprintf("Domain %q (%s) was %s by the host with AK %s.", s.Name, s.UUID, past(s.Action), p.AK),
 		fmt.Sprintf("Verifier %q released for it at %s; the launch took place between then and %s.", p.Receipt.Issuer, clock(p.Window.From), clock(p.Window.To)),
 		fmt.Sprintf("It is link %d of token %s, attempt %d.", p.Receipt.Link, s.Token, s.Attempt),
+		modeSentence(s.Mode),
 		fmt.Sprintf("Its configuration has the digest %s.", s.Configuration),
 	}
 	for _, m := range []struct {
@@ -46,6 +47,13 @@ func (p *Public) Sentences() []string {
 		out = append(out, "The host's TPM is a software TPM: whoever runs it can make it say anything.")
 	}
 	return append(out, policySentence(p.Receipt.Policy))
+}
+
+func modeSentence(mode string) string {
+	if mode == ModeHook {
+		return "Another libvirt client started it (mode: hook): the host judged it before it started, and compared it while it was running already."
+	}
+	return "The host created it paused (mode: paused), and let it run when it had compared it."
 }
 
 func past(action string) string {

@@ -161,6 +161,18 @@ func (l *libvirtd) Process(_ context.Context, id domain.UUID) (*launcher.Process
 	return out, nil
 }
 
+// Runs looks at the processes alone: a hook may be waiting, and libvirt would make us wait for it.
+func (l *libvirtd) Runs(_ context.Context, id domain.UUID) (bool, error) {
+	_, err := virt.FindProcess(id.String())
+	switch {
+	case errors.Is(err, virt.ErrNoProcess):
+		return false, nil
+	case errors.Is(err, virt.ErrManyProcesses):
+		return true, nil
+	}
+	return err == nil, err
+}
+
 func file(f virt.File) launcher.File {
 	return launcher.File{Path: f.Path, Dev: f.Dev, Ino: f.Ino, Writable: f.Writable, Option: f.Option}
 }

@@ -120,10 +120,10 @@ func TestPeer(t *testing.T) {
 	called := false
 	path := serve(t, &ask.Server{
 		UIDs:   []uint32{uint32(os.Getuid()) + 1},
-		Answer: func(context.Context, ask.Question) ask.Answer { called = true; return ask.Allow() },
+		Answer: func(context.Context, ask.Question, []byte) ask.Answer { called = true; return ask.Allow() },
 		Report: func(error) { reported.Add(1) },
 	})
-	if a, err := ask.Ask(path, question, time.Now()); !errors.Is(err, ask.ErrUnreachable) || a.Allow || called {
+	if a, err := ask.Ask(path, question, nil, time.Now()); !errors.Is(err, ask.ErrUnreachable) || a.Allow || called {
 		t.Errorf("%+v, %v, asked %v", a, err, called)
 	}
 	if reported.Load() != 1 {
@@ -137,7 +137,7 @@ func TestBound(t *testing.T) {
 	release := make(chan struct{})
 	path := serve(t, &ask.Server{
 		UIDs: []uint32{uint32(os.Getuid())},
-		Answer: func(context.Context, ask.Question) ask.Answer {
+		Answer: func(context.Context, ask.Question, []byte) ask.Answer {
 			n := now.Add(1)
 			defer now.Add(-1)
 			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
@@ -150,7 +150,7 @@ func TestBound(t *testing.T) {
 	var allowed atomic.Int32
 	for range 100 {
 		wg.Go(func() {
-			if a, err := ask.Ask(path, question, time.Now()); err == nil && a.Allow {
+			if a, err := ask.Ask(path, question, nil, time.Now()); err == nil && a.Allow {
 				allowed.Add(1)
 			}
 		})
@@ -161,7 +161,7 @@ func TestBound(t *testing.T) {
 	if most.Load() != ask.MaxWaiting || allowed.Load() != ask.MaxWaiting {
 		t.Errorf("%d at once, %d permitted; want %d", most.Load(), allowed.Load(), ask.MaxWaiting)
 	}
-	if a, err := ask.Ask(path, question, time.Now()); err != nil || !a.Allow {
+	if a, err := ask.Ask(path, question, nil, time.Now()); err != nil || !a.Allow {
 		t.Errorf("after the storm: %+v, %v", a, err)
 	}
 }
@@ -171,7 +171,7 @@ func TestStrangers(t *testing.T) {
 	var reports sync.Map
 	path := serve(t, &ask.Server{
 		UIDs:   []uint32{uint32(os.Getuid())},
-		Answer: func(context.Context, ask.Question) ask.Answer { return ask.Allow() },
+		Answer: func(context.Context, ask.Question, []byte) ask.Answer { return ask.Allow() },
 		Report: func(err error) { reports.Store(err.Error(), true) },
 	})
 	for _, s := range []string{"", "TRQ1", strings.Repeat("x", ask.QuestionSize), strings.Repeat("\x00", 4096)} {
@@ -192,7 +192,7 @@ func TestStrangers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if a, err := ask.Ask(path, question, time.Now()); err != nil || !a.Allow {
+	if a, err := ask.Ask(path, question, nil, time.Now()); err != nil || !a.Allow {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -216,7 +216,7 @@ func TestListenAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := ask.Ask(path, question, time.Now()); !errors.Is(err, ask.ErrUnreachable) {
+	if _, err := ask.Ask(path, question, nil, time.Now()); !errors.Is(err, ask.ErrUnreachable) {
 		t.Fatal(err)
 	}
 }

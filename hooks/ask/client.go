@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"syscall"
 	"time"
@@ -30,9 +31,14 @@ const (
 var ErrUnreachable = errors.New("cannot get an answer from hostd")
 
 // Ask asks hostd and waits for its decision: FirstByte from now for the first byte, InAll from begin (when the hook
-// was started) for the rest. Every error is ErrUnreachable.
-func Ask(socket string, q Question, begin time.Time) (Answer, error) {
-	c, err := send(socket, q)
+// was started) for the rest. xml follows the question if its operation carries it. Every error is ErrUnreachable.
+func Ask(socket string, q Question, xml []byte, begin time.Time) (Answer, error) {
+	if q.Size = 0; q.Op.Carries() {
+		q.Size = uint32(min(len(xml), math.MaxUint32))
+	} else {
+		xml = nil
+	}
+	c, err := send(socket, q, xml)
 	if err != nil {
 		return Answer{}, err
 	}
@@ -56,14 +62,15 @@ func Ask(socket string, q Question, begin time.Time) (Answer, error) {
 
 // Tell hands hostd the question and does not wait for an answer; for the operations that nothing can veto.
 func Tell(socket string, q Question) error {
-	c, err := send(socket, q)
+	q.Size = 0
+	c, err := send(socket, q, nil)
 	if err != nil {
 		return err
 	}
 	return c.Close()
 }
 
-func send(socket string, q Question) (net.Conn, error) {
+func send(socket string, q Question, xml []byte) (net.Conn, error) {
 	begin := time.Now()
 	d := net.Dialer{Deadline: begin.Add(FirstByte)}
 	c, err := d.Dial("unix", socket)
@@ -77,7 +84,7 @@ func send(socket string, q Question) (net.Conn, error) {
 	err = c.SetDeadline(begin.Add(FirstByte))
 	if err == nil {
 		b := q.Encode()
-		_, err = c.Write(b[:])
+		_, err = c.Write(append(b[:], xml...))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreachable, err), c.Close())

@@ -1,17 +1,18 @@
-// Package ask is what the hook and hostd say to each other: one question of fixed length, one answer of fixed
-// length, over a unix socket; and the registry, the file by which a hook knows what is trusted when hostd is away.
+// Package ask is what the hook and hostd say to each other: one question of fixed length with the domain's XML behind
+// it, one answer of fixed length, over a unix socket; and the registry, the file by which a hook knows what is trusted when hostd is away.
 //
 // It promises: no message and no file has two encodings, every read is bounded in bytes and in time, and whatever
 // is not an answer is an error, never a permit.
 // It trusts: the kernel's peer credentials, and that only hostd's user writes the socket's and the registry's
 // directories. It imports the standard library alone, since libvirt runs the hook as root on every start.
 //
-//	libvirt ──argv, XML──▶ hook ──Question──▶ hook.sock ──▶ hostd
-//	                        │  ◀──'T'………… Answer ──────────┘
+//	libvirt ──argv, XML──▶ hook ──Question, XML──▶ hook.sock ──▶ hostd
+//	                        │  ◀──'T'………… Answer ───────────────┘
 //	                        └─reads── gate/registry ◀──Write── hostd
 package ask
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -104,9 +105,12 @@ const (
 func (f Flags) Has(g Flags) bool { return f&g == g }
 
 // QuestionSize is the length of an encoded Question.
-const QuestionSize = 88
+const QuestionSize = 92
 
-const questionMagic = "TRQ1"
+const questionMagic = "TRQ2"
+
+// MaxXML bounds the XML behind a question, in bytes. What hostd can judge is no longer.
+const MaxXML = 1 << 20
 
 // Question is what the hook asks about one domain.
 type Question struct {
@@ -116,10 +120,23 @@ type Question struct {
 	UUID     [16]byte
 	LaunchID [32]byte // the one-time id that only the live XML carries; zero without one
 	XML      [32]byte // SHA-256 of every byte that libvirt wrote on the hook's standard input
+	Size     uint32   // how many of these bytes follow the question: all, or none
+}
+
+// Carries says whether the XML follows a question about this operation: hostd then judges what it says, and needs no
+// libvirt, which holds the domain's lock meanwhile.
+func (o Op) Carries() bool {
+	switch o {
+	case OpPrepare, OpStart, OpMigrate, OpRestore:
+		return true
+	case OpStarted, OpStopped, OpRelease, OpReconnect, OpUnknown:
+		return false
+	}
+	return false
 }
 
 // Encode gives the question's only encoding:
-// magic 4 ‖ op 1 ‖ subop 1 ‖ flags 1 ‖ zero 1 ‖ uuid 16 ‖ launch id 32 ‖ xml 32.
+// magic 4 ‖ op 1 ‖ subop 1 ‖ flags 1 ‖ zero 1 ‖ uuid 16 ‖ launch id 32 ‖ xml 32 ‖ size 4. All integers are big-endian.
 func (q Question) Encode() [QuestionSize]byte {
 	var b [QuestionSize]byte
 	copy(b[:4], questionMagic)
@@ -127,6 +144,7 @@ func (q Question) Encode() [QuestionSize]byte {
 	copy(b[8:24], q.UUID[:])
 	copy(b[24:56], q.LaunchID[:])
 	copy(b[56:88], q.XML[:])
+	binary.BigEndian.PutUint32(b[88:], q.Size)
 	return b
 }
 
@@ -154,5 +172,8 @@ func ParseQuestion(b []byte) (Question, error) {
 	copy(q.UUID[:], b[8:24])
 	copy(q.LaunchID[:], b[24:56])
 	copy(q.XML[:], b[56:88])
+	if q.Size = binary.BigEndian.Uint32(b[88:]); q.Size > MaxXML || q.Size > 0 && !q.Op.Carries() {
+		return Question{}, fmt.Errorf("cannot read question: %d bytes of XML", q.Size)
+	}
 	return q, nil
 }

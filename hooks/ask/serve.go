@@ -2,6 +2,7 @@ package ask
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -20,9 +21,9 @@ const MaxWaiting = 8
 
 // Server answers hooks.
 type Server struct {
-	// Answer decides. It may look only at memory: it must not call libvirt, which holds the domain's lock
-	// until the hook ends. ctx ends when the hook no longer waits. A panic counts as Deny(Internal).
-	Answer func(ctx context.Context, q Question) Answer
+	// Answer decides. It must not call libvirt, which holds the domain's lock until the hook ends. xml is what libvirt
+	// wrote to the hook, for operations that carry it. ctx ends when the hook no longer waits. A panic counts as Deny(Internal).
+	Answer func(ctx context.Context, q Question, xml []byte) Answer
 	// UIDs may ask: root, and the user that libvirtd runs QEMU hooks as, if that is another.
 	UIDs []uint32
 	// Report hears about callers that were turned away and about panics; nil means nobody listens.
@@ -115,6 +116,13 @@ func (s *Server) serve(ctx context.Context, c net.Conn) error {
 	if err != nil {
 		return err
 	}
+	xml := make([]byte, q.Size)
+	if _, err := io.ReadFull(c, xml); err != nil {
+		return fmt.Errorf("cannot read the XML of a question: %w", err)
+	}
+	if q.Size > 0 && sha256.Sum256(xml) != q.XML {
+		return errors.New("cannot read the XML of a question: it is not what the question names")
+	}
 	if err := c.SetDeadline(time.Now().Add(InAll)); err != nil {
 		return fmt.Errorf("cannot set deadline: %w", err)
 	}
@@ -122,7 +130,7 @@ func (s *Server) serve(ctx context.Context, c net.Conn) error {
 	_, early := c.Write([]byte(answerMagic[:1]))
 	ctx, cancel := context.WithTimeout(ctx, InAll)
 	defer cancel()
-	a := s.judge(ctx, q).Encode()
+	a := s.judge(ctx, q, xml).Encode()
 	if early != nil {
 		return nil
 	}
@@ -137,14 +145,14 @@ func (q Question) told() bool {
 	return q.Op == OpStopped || q.Op == OpRelease || q.Op == OpReconnect
 }
 
-func (s *Server) judge(ctx context.Context, q Question) (a Answer) {
+func (s *Server) judge(ctx context.Context, q Question, xml []byte) (a Answer) {
 	defer func() {
 		if p := recover(); p != nil {
 			a = Deny(Internal)
 			s.report(fmt.Errorf("panic while a hook waited: %v", p))
 		}
 	}()
-	return s.Answer(ctx, q)
+	return s.Answer(ctx, q, xml)
 }
 
 // admit checks who asks (unix(7), SO_PEERCRED).

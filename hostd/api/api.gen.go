@@ -51,6 +51,8 @@ type Condition struct {
 
 // Domain defines model for Domain.
 type Domain struct {
+	// Armed Any libvirt client may start it: hostd judges the start in the hook.
+	Armed         bool    `json:"armed"`
 	Configuration *string `json:"configuration,omitempty"`
 
 	// Launch Id of the newest launch.
@@ -66,7 +68,7 @@ type Domain struct {
 	// Since Unix seconds of the newest change.
 	Since int64 `json:"since"`
 
-	// State proved, launching, stopped, refused or broken
+	// State armed, launching, proved, stopped, refused or broken
 	State string `json:"state"`
 
 	// Token Digest of the token.
@@ -170,6 +172,15 @@ type RefusalList struct {
 	Refusals []RefusalCode `json:"refusals"`
 }
 
+// RegisterRequest defines model for RegisterRequest.
+type RegisterRequest struct {
+	// Domain The domain's XML, at most 1 MiB.
+	Domain string `json:"domain"`
+
+	// Token The token's text; every start of the domain asks for a release with it.
+	Token string `json:"token"`
+}
+
 // StartRequest defines model for StartRequest.
 type StartRequest struct {
 	DryRun *bool `json:"dry_run,omitempty"`
@@ -260,6 +271,11 @@ type WouldDisk struct {
 // UUID defines model for UUID.
 type UUID = string
 
+// RegisterDomainParams defines parameters for RegisterDomain.
+type RegisterDomainParams struct {
+	IdempotencyKey string `json:"Idempotency-Key"`
+}
+
 // StartDomainParams defines parameters for StartDomain.
 type StartDomainParams struct {
 	IdempotencyKey string `json:"Idempotency-Key"`
@@ -276,6 +292,9 @@ type GetLaunchParams struct {
 	// Wait A duration such as 30s, at most 60s.
 	Wait *string `form:"wait,omitempty" json:"wait,omitempty"`
 }
+
+// RegisterDomainJSONRequestBody defines body for RegisterDomain for application/json ContentType.
+type RegisterDomainJSONRequestBody = RegisterRequest
 
 // ChallengeDomainJSONRequestBody defines body for ChallengeDomain for application/json ContentType.
 type ChallengeDomainJSONRequestBody = ChallengeRequest
@@ -374,6 +393,20 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/domains (the `ListDomains` operationId).
 	ListDomains(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RegisterDomainWithBody Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+	RegisterDomainWithBody(ctx context.Context, params *RegisterDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RegisterDomain Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+	RegisterDomain(ctx context.Context, params *RegisterDomainParams, body RegisterDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteDomain Stop, undefine and forget a domain.
 	//
@@ -498,6 +531,40 @@ func (c *Client) GetReady(ctx context.Context, reqEditors ...RequestEditorFn) (*
 // Corresponds with GET /v1/domains (the `ListDomains` operationId).
 func (c *Client) ListDomains(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListDomainsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RegisterDomainWithBody Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+func (c *Client) RegisterDomainWithBody(ctx context.Context, params *RegisterDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRegisterDomainRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RegisterDomain Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+func (c *Client) RegisterDomain(ctx context.Context, params *RegisterDomainParams, body RegisterDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRegisterDomainRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -821,6 +888,59 @@ func NewListDomainsRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRegisterDomainRequest calls the generic RegisterDomain builder with application/json body
+func NewRegisterDomainRequest(server string, params *RegisterDomainParams, body RegisterDomainJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRegisterDomainRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewRegisterDomainRequestWithBody constructs an http.Request for the RegisterDomain method, with any body, and a specified content type
+func NewRegisterDomainRequestWithBody(server string, params *RegisterDomainParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/domains")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Idempotency-Key", headerParam0)
+
 	}
 
 	return req, nil
@@ -1363,6 +1483,20 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/domains (the `ListDomains` operationId).
 	ListDomainsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListDomainsResponse, error)
 
+	// RegisterDomainWithBodyWithResponse Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+	RegisterDomainWithBodyWithResponse(ctx context.Context, params *RegisterDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RegisterDomainResponse, error)
+
+	// RegisterDomainWithResponse Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+	RegisterDomainWithResponse(ctx context.Context, params *RegisterDomainParams, body RegisterDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*RegisterDomainResponse, error)
+
 	// DeleteDomainWithResponse Stop, undefine and forget a domain.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -1607,6 +1741,54 @@ func (r ListDomainsResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListDomainsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RegisterDomainResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Launch
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r RegisterDomainResponse) GetJSON202() *Launch {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RegisterDomainResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RegisterDomainResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RegisterDomainResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RegisterDomainResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RegisterDomainResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2221,6 +2403,32 @@ func (c *ClientWithResponses) ListDomainsWithResponse(ctx context.Context, reqEd
 	return ParseListDomainsResponse(rsp)
 }
 
+// RegisterDomainWithBodyWithResponse Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+func (c *ClientWithResponses) RegisterDomainWithBodyWithResponse(ctx context.Context, params *RegisterDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RegisterDomainResponse, error) {
+	rsp, err := c.RegisterDomainWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRegisterDomainResponse(rsp)
+}
+
+// RegisterDomainWithResponse Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/domains (the `RegisterDomain` operationId).
+func (c *ClientWithResponses) RegisterDomainWithResponse(ctx context.Context, params *RegisterDomainParams, body RegisterDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*RegisterDomainResponse, error) {
+	rsp, err := c.RegisterDomain(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRegisterDomainResponse(rsp)
+}
+
 // DeleteDomainWithResponse Stop, undefine and forget a domain.
 //
 // Returns a wrapper object for the known response body format(s).
@@ -2502,6 +2710,39 @@ func ParseListDomainsResponse(rsp *http.Response) (*ListDomainsResponse, error) 
 			return nil, err
 		}
 		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRegisterDomainResponse parses an HTTP response from a RegisterDomainWithResponse call
+func ParseRegisterDomainResponse(rsp *http.Response) (*RegisterDomainResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RegisterDomainResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Launch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Problem
@@ -2918,6 +3159,9 @@ type ServerInterface interface {
 	// ListDomains Every domain that was registered here.
 	// (GET /v1/domains)
 	ListDomains(w http.ResponseWriter, r *http.Request)
+	// RegisterDomain Arm a domain - measure it, define it, and let any libvirt client start it with this token. Answers at once; GET /v1/launches/{id} tells how far it is.
+	// (POST /v1/domains)
+	RegisterDomain(w http.ResponseWriter, r *http.Request, params RegisterDomainParams)
 	// DeleteDomain Stop, undefine and forget a domain.
 	// (DELETE /v1/domains/{uuid})
 	DeleteDomain(w http.ResponseWriter, r *http.Request, uuid UUID)
@@ -2998,6 +3242,51 @@ func (siw *ServerInterfaceWrapper) ListDomains(w http.ResponseWriter, r *http.Re
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.ListDomains(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RegisterDomain operation middleware
+func (siw *ServerInterfaceWrapper) RegisterDomain(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RegisterDomainParams
+
+	headers := r.Header
+
+	// ------------- Required header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+
+	} else {
+		err := fmt.Errorf("Header parameter Idempotency-Key is required, but not found")
+		siw.ErrorHandlerFunc(w, r, &RequiredHeaderError{ParamName: "Idempotency-Key", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RegisterDomain(w, r, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3469,6 +3758,7 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/launches", wrapper.CreateLaunch)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/launches/{id}", wrapper.GetLaunch)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/domains", wrapper.ListDomains)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/domains", wrapper.RegisterDomain)
 	m.HandleFunc(http.MethodDelete+" "+options.BaseURL+"/v1/domains/{uuid}", wrapper.DeleteDomain)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/domains/{uuid}", wrapper.GetDomain)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/domains/{uuid}/proof", wrapper.GetProof)

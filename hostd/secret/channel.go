@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -34,7 +33,7 @@ func (r *Room) Challenge(ctx context.Context, uuid string, challenge []byte) (an
 	if err := check(uuid); err != nil {
 		return nil, link, err
 	}
-	path := filepath.Join(r.of(uuid), "channel.sock")
+	path := r.ChannelPath(uuid)
 	free, err := take(ctx, path)
 	if err != nil {
 		return nil, link, fmt.Errorf("%w: another challenge is under way: %w", ErrNoAnswer, err)

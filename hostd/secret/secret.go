@@ -48,6 +48,9 @@ func check(uuid string) error {
 	return nil
 }
 
+// ChannelPath is where the socket of a domain's channel is or would be.
+func (r *Room) ChannelPath(uuid string) string { return filepath.Join(r.of(uuid), "channel.sock") }
+
 // Channel makes the domain's folder and returns where the socket of its channel will be.
 func (r *Room) Channel(uuid string) (string, error) {
 	if err := check(uuid); err != nil {
@@ -70,7 +73,7 @@ func (r *Room) Channel(uuid string) (string, error) {
 			return "", fmt.Errorf("cannot give the folder of a guest to QEMU: %w", err)
 		}
 	}
-	path := filepath.Join(dir, "channel.sock")
+	path := r.ChannelPath(uuid)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("cannot remove an old channel: %w", err)
 	}

@@ -78,6 +78,20 @@ func (h handlers) submit(w http.ResponseWriter, r *http.Request, idempotency str
 	h.answer(w, http.StatusAccepted, launchView(launch.View()))
 }
 
+// RegisterDomain arms a domain.
+func (h handlers) RegisterDomain(w http.ResponseWriter, r *http.Request, params api.RegisterDomainParams) {
+	var req api.RegisterRequest
+	body, refusal := read(r, &req)
+	if refusal == nil {
+		refusal = key(params.IdempotencyKey)
+	}
+	if refusal != nil {
+		h.refuse(w, refusal)
+		return
+	}
+	h.submit(w, r, params.IdempotencyKey, body, launcher.Request{Token: req.Token, Domain: []byte(req.Domain), Action: proof.ActionStart, Arm: true})
+}
+
 // GetLaunch tells how far a launch is, at once or when it ends.
 func (h handlers) GetLaunch(w http.ResponseWriter, r *http.Request, id string, params api.GetLaunchParams) {
 	var wait time.Duration
@@ -210,12 +224,7 @@ func (h handlers) StartDomain(w http.ResponseWriter, r *http.Request, uuid api.U
 	if req.Token != nil {
 		token = *req.Token
 	}
-	xml, err := h.Daemon.Launcher.Again(d)
-	if err != nil {
-		h.refuse(w, launcher.Refusal("read", err))
-		return
-	}
-	h.submit(w, r, params.IdempotencyKey, body, launcher.Request{Token: token, Domain: xml, Action: proof.ActionStart, DryRun: req.DryRun != nil && *req.DryRun})
+	h.submit(w, r, params.IdempotencyKey, body, launcher.Request{Token: token, Domain: d.Request, Action: proof.ActionStart, DryRun: req.DryRun != nil && *req.DryRun})
 }
 
 // StopDomain ends the guest.

@@ -63,6 +63,7 @@ func (nothing) Destroy(context.Context, domain.UUID) error                { retu
 func (nothing) Version(context.Context) (string, error)                   { return "", errNothing }
 func (nothing) Running(context.Context) ([]domain.UUID, error)            { return nil, errNothing }
 func (nothing) Report(context.Context, launcher.ChainEvent) error         { return errNothing }
+func (nothing) Runs(context.Context, domain.UUID) (bool, error)           { return false, nil }
 func (nothing) Process(context.Context, domain.UUID) (*launcher.Process, error) {
 	return nil, errNothing
 }

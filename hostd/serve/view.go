@@ -64,7 +64,7 @@ func launchView(v hostd.View) api.Launch {
 }
 
 func domainView(d *launcher.Domain) api.Domain {
-	out := api.Domain{Uuid: d.UUID, Name: d.Name, State: d.State, Since: d.Since, Refusal: problemView(d.Refusal), Launch: optional(d.Launch)}
+	out := api.Domain{Uuid: d.UUID, Name: d.Name, State: d.State, Armed: d.Armed, Since: d.Since, Refusal: problemView(d.Refusal), Launch: optional(d.Launch)}
 	if d.Link != nil && d.State != launcher.StateLaunching {
 		out.Link = d.Link.String()
 	}

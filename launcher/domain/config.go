@@ -92,6 +92,7 @@ type Config struct {
 
 	Added Additions `config:"-"` // what was found of this launcher's own additions; never in a request
 	Mark  bool      `config:"-"` // the troth:launch mark was there
+	Token string    `config:"-"` // the token that the mark carries, for hook mode; never measured, since it names what is
 	Mode  Mode      `config:"-"` // the mode it was read in
 
 	Type          string // "kvm" or "qemu"

@@ -127,6 +127,7 @@ func (r *reader) metadata(meta, root *node, c *Config) {
 		if id := r.attr(n, "id"); id != "" {
 			r.launchID(n, id, c)
 		}
+		c.Token = r.attr(n, "token")
 		for _, a := range n.attrs {
 			if !a.used {
 				r.malformed(n, "@"+a.name, "the mark has no such attribute")

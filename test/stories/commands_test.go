@@ -84,6 +84,8 @@ func (s *stage) guest(ts *testscript.TestScript, neg bool, args []string) {
 			d.Configured = value
 		case "metadata":
 			d.MetadataText = value
+		case "carries": // a token, in the mark
+			d.MetadataText = `<troth:launch xmlns:troth="urn:troth:launch:v1" token="` + strings.TrimSpace(ts.ReadFile(value)) + `"/>`
 		default:
 			ts.Fatalf("guest: what is %q?", key)
 		}

@@ -5,7 +5,7 @@
 //	operator|tenant|engine ARGS...   run troth as that person; [HOST:] before ARGS names a host other than host1
 //	exits N PERSON ARGS...           the same, which must end with exit status N
 //	on HOST ARGS...                  run a command on a host
-//	guest FILE NAME UUID [KEY=VALUE...]  write a domain's XML: kernel, initrd, cmdline, extra, configured, metadata
+//	guest FILE NAME UUID [KEY=VALUE...]  write a domain's XML: kernel, initrd, cmdline, extra, configured, metadata, carries
 //	token NAME [ARGS...]             let the tenant make NAME.token and NAME.key, pinned to the lab's guest
 //	launched NAME UUID               launch NAME.xml with NAME.token; the proof is NAME.proof
 //	tpm HOST boot|relaunch|other|reset|s3  what happens to a host's TPM; other launches another kernel

@@ -90,6 +90,7 @@ func setup(ctx context.Context, state, ca string) error {
 	}
 	c := exec.CommandContext(ctx, "swtpm_setup", "--tpm2", "--tpmstate", state, "--create-ek-cert", "--not-overwrite",
 		"--pcr-banks", "sha1,sha256,sha384", "--config", filepath.Join(ca, "setup.conf"))
+	c.Env = append(os.Environ(), "TMPDIR="+ca) // what it leaves when it is killed goes with the authority
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
 	}

@@ -1,0 +1,360 @@
+package launcher
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"time"
+
+	"troth/launcher/domain"
+	"troth/proof"
+)
+
+// Hook mode: another libvirt client starts an armed domain, and libvirt asks the hook. At prepare hostd does what it does for a launch of its own up to the
+// decision; the proof is made when the guest has started, since libvirt holds the domain until then. It says mode: hook.
+//
+//	libvirt: prepare ──▶ Prepare: read, compare, measure, release, Decide, journal, secret ──▶ permit
+//	         start   ──▶ Proceed: the same domain
+//	         QEMU runs
+//	         started ──▶ Started ─ ─ ─▶ conclude: compare live, process, images; MAC; journal     (libvirt may be asked again)
+//	         release ──▶ Ended   ─ ─ ─▶ undo, if it never started
+
+// Bounds of a start by another client.
+const (
+	prepareWithin = 2500 * time.Millisecond // the hook gives up after 3 s
+	startWithin   = time.Minute             // from the permit until QEMU runs; libvirt itself waits 30 s for its monitor
+)
+
+// pending is one start by another client, from the permit to its proof.
+type pending struct {
+	a        *attempt
+	released *proof.Released
+	quoted   <-chan quoteOut
+	free     func()
+	started  chan struct{} // closed when libvirt says that QEMU runs
+	ended    chan struct{} // closed when libvirt gave the start up, or we refused it
+	running  bool          // started is closed
+	over     bool          // ended is closed
+}
+
+// Prepare judges the start of a domain that carries no launch id of ours: nil permits it. It calls no libvirt, which holds the domain's lock until the hook
+// has its answer; xml is what libvirt gave the hook.
+func (l *Launcher) Prepare(ctx context.Context, id domain.UUID, xml []byte) *proof.Refusal {
+	ctx, cancel := context.WithTimeout(ctx, prepareWithin)
+	defer cancel()
+	config, err := definition(xml)
+	if err != nil {
+		return Refusal(StepRead, err)
+	}
+	if config.UUID != id {
+		return proof.Refuse(proof.RequestInvalid, "the hook asks about another domain than its XML names", proof.Fact{Name: "uuid", Want: id.String(), Got: config.UUID.String()})
+	}
+	d := l.Book.Domain(id.String())
+	token := config.Token
+	if d != nil && d.Armed {
+		token = d.TokenText
+	}
+	if token == "" {
+		return proof.Refuse(proof.GrantMissing, "the domain is not armed and carries no token: launch or register it with hostd", proof.Fact{Name: "uuid", Value: id.String()})
+	}
+	free, refusal := l.claim(id)
+	if refusal != nil {
+		return proof.Refuse(proof.GrantMissing, "hostd is at work on this domain: another client cannot start it now", proof.Fact{Name: "uuid", Value: id.String()})
+	}
+	var nonce [16]byte
+	rand.Read(nonce[:])
+	a := &attempt{Launcher: l, w: unwatched{}, images: &held{}, config: config, unsealing: l.unseals.announce(), quoting: l.quotes.announce(),
+		req: Request{ID: "hook-" + hex.EncodeToString(nonce[:]), Token: token, Domain: domain.Emit(config, domain.Additions{}), Action: proof.ActionStart, Mode: proof.ModeHook}}
+	p := &pending{a: a, free: free, started: make(chan struct{}), ended: make(chan struct{})}
+	_, refusal = a.guarded(ctx, func(ctx context.Context) (*Outcome, *proof.Refusal) { return nil, a.prepare(ctx, d, p) })
+	a.unsealing()
+	if refusal != nil {
+		a.quoting()
+		// Undoing may ask libvirt, so not before the hook has its answer. Until then the domain is claimed.
+		l.begun.Go(func() {
+			a.undo(context.Background(), refusal)
+			p.leave()
+		})
+		return refusal
+	}
+	l.mu.Lock()
+	l.pending[id] = p
+	l.mu.Unlock()
+	l.begun.Go(p.await)
+	return nil
+}
+
+// definition reads what libvirt gives the hook at prepare, when nothing of it is live yet but its number: the definition, with what stands in it of ours.
+func definition(xml []byte) (*domain.Config, error) {
+	given, err := domain.Read(xml, domain.Hook)
+	if err != nil {
+		return nil, err
+	}
+	c, err := domain.Read(domain.Emit(given, domain.Additions{}), domain.Inactive)
+	if err != nil {
+		return nil, err
+	}
+	c.Added, c.Mark, c.Token = given.Added, given.Mark, given.Token
+	return c, nil
+}
+
+// prepare is PROTOCOL.md §6 up to the grant, for hook mode.
+func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Refusal {
+	l, c := a.Launcher, a.config
+	uuid := c.UUID.String()
+
+	// Step 1: the domain is the one that was armed. A crash here changes nothing, and the hook refuses.
+	if refusal := a.read(); refusal != nil {
+		return refusal
+	}
+	if refusal := a.sameAsArmed(d); refusal != nil {
+		return refusal
+	}
+	if runs, err := l.Virt.Runs(ctx, c.UUID); err != nil {
+		return Refusal(StepRead, err)
+	} else if runs {
+		return proof.Refuse(proof.RequestInvalid, "a QEMU of this domain runs already", proof.Fact{Name: "uuid", Value: uuid})
+	}
+	if d != nil && d.State == StateProved {
+		// Its guest is gone and nobody has noted it yet.
+		if err := l.close(d, proof.Refuse(proof.NotRegistered, "the guest ended by itself or was ended by another client")); err != nil {
+			return Refusal(StepRead, err)
+		}
+	}
+	if refusal := a.measuredBefore(ctx); refusal != nil {
+		return refusal
+	}
+
+	// Step 2: verdict, statement, release, unseal, decision, as for a launch of our own. A crash after the intent: recovery reports the link aborted.
+	released, refusal := a.obtain(ctx)
+	if refusal != nil {
+		return refusal
+	}
+	p.released = released
+	a.facts.Recheck = a.images.recheck()
+	a.facts.HookFailure = reason(l.Hook.Ready())
+	a.facts.Now = l.Clock.Boot()
+	if a.permit, refusal = Decide(a.facts); refusal != nil {
+		return refusal
+	}
+
+	// Step 2 ends: the grant. A crash after it: the nonce is gone, so that no proof can be made; recovery destroys what was started and reports aborted.
+	if d == nil || !d.Armed {
+		config := c.Digest()
+		if err := l.Book.Write(&Entry{What: WroteArmed, UUID: uuid, Name: c.Name, Request: a.req.Domain, TokenText: a.req.Token, Token: &a.facts.Token,
+			Configuration: &config, Volumes: a.images.volumes()}); err != nil {
+			return Refusal(StepGrant, err)
+		}
+	}
+	if err := l.Book.Write(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Mode: proof.ModeHook, Volumes: a.images.volumes()}); err != nil {
+		return Refusal(StepGrant, err)
+	}
+	a.granted = true
+	p.quoted = a.quote(context.WithoutCancel(ctx))
+	if err := a.readyGuest(released); err != nil {
+		return Refusal(StepDefine, err)
+	}
+	if err := l.handOver(a.images); err != nil {
+		return Refusal(StepCreate, err)
+	}
+	if ctx.Err() != nil {
+		return proof.Refuse(proof.Internal, "the decision took longer than libvirt's hook may wait")
+	}
+	return nil
+}
+
+// sameAsArmed says whether libvirt is about to run what was armed, and nothing of ours stands in it in another place.
+func (a *attempt) sameAsArmed(d *Domain) *proof.Refusal {
+	c := a.config
+	if !c.Mark {
+		return proof.Refuse(proof.ConfigurationChanged, "the mark troth:launch is gone")
+	}
+	uuid := c.UUID.String()
+	file, channel := a.Secrets.File(uuid), a.Secrets.ChannelPath(uuid)
+	if got := c.Added.GuestSecretFile; got != "" && got != file {
+		return proof.Refuse(proof.ConfigurationChanged, "the guest's secret is another file", proof.Fact{Name: "fw_cfg", Want: file, Got: got})
+	}
+	if got := c.Added.ChannelPath; got != "" && got != channel {
+		return proof.Refuse(proof.ConfigurationChanged, "the channel troth.guest.0 is another socket", proof.Fact{Name: "channel", Want: channel, Got: got})
+	}
+	if c.Added.LaunchID != [32]byte{} {
+		return proof.Refuse(proof.GrantMissing, "the launch id is none that was announced")
+	}
+	if d == nil || !d.Armed {
+		return nil // the verifier judges it by its token
+	}
+	want, err := d.configuration()
+	if err != nil {
+		return Refusal(StepRead, err)
+	}
+	if want.Name != c.Name {
+		return proof.Refuse(proof.ConfigurationChanged, "the domain has another name than it was registered with", proof.Fact{Name: "name", Want: want.Name, Got: c.Name})
+	}
+	if c.Token != "" && c.Token != d.TokenText {
+		return proof.Refuse(proof.ConfigurationChanged, "the definition carries another token than it was registered with: register it with the new one")
+	}
+	if err := domain.Compare(want, c); err != nil {
+		return Refusal(StepCompare, err)
+	}
+	return nil
+}
+
+// measuredBefore takes what was measured at arming, if it still counts; else it measures now, as far as the hook's time goes.
+func (a *attempt) measuredBefore(ctx context.Context) *proof.Refusal {
+	previous, _ := a.Book.Next(a.facts.Token)
+	h := a.take(a.config.UUID)
+	if h != nil && h.first == (previous == nil) && len(h.images.recheck()) == 0 && domain.Compare(h.config, a.config) == nil {
+		a.images, a.measured, a.facts.Measured = h.images, h.measured, h.measured
+		return nil
+	}
+	a.drop(h)
+	_, refusal := a.measureNow(ctx)
+	if refusal != nil && ctx.Err() != nil {
+		return proof.Refuse(proof.ImageNotMeasured, "the images are still being measured: try again in a while")
+	}
+	return refusal
+}
+
+// readyGuest makes the channel, and the file that the definition names. A guest that may have nothing gets an empty one.
+func (a *attempt) readyGuest(r *proof.Released) error {
+	uuid := a.config.UUID.String()
+	if a.config.Added.GuestSecretFile == "" {
+		_, err := a.Secrets.Channel(uuid)
+		return err
+	}
+	if _, err := a.prepareGuest(r); err != nil {
+		return err
+	}
+	if !r.GuestAllowed {
+		return a.Secrets.Put(uuid, proof.NewSecret(nil))
+	}
+	return nil
+}
+
+// Proceed says whether libvirt may go on with a start that Prepare permitted.
+func (l *Launcher) Proceed(id domain.UUID, xml []byte) *proof.Refusal {
+	p := l.starting(id)
+	if p == nil {
+		return proof.Refuse(proof.GrantMissing, "this start was not permitted at prepare")
+	}
+	config, err := domain.Read(xml, domain.Hook)
+	if err == nil {
+		err = domain.Compare(p.a.config, config)
+	}
+	if err != nil {
+		l.end(p)
+		return Refusal(StepCompare, err)
+	}
+	return nil
+}
+
+// Started hears that QEMU runs. It says whether that start was permitted.
+func (l *Launcher) Started(id domain.UUID) *proof.Refusal {
+	p := l.starting(id)
+	if p == nil {
+		return proof.Refuse(proof.GrantMissing, "this start was not permitted at prepare")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !p.running {
+		p.running = true
+		close(p.started)
+	}
+	return nil
+}
+
+// Ended hears that libvirt let go of a domain. A start that was permitted and did not come to run is undone.
+func (l *Launcher) Ended(id domain.UUID) {
+	if p := l.starting(id); p != nil {
+		l.end(p)
+	}
+}
+
+func (l *Launcher) starting(id domain.UUID) *pending {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pending[id]
+}
+
+func (l *Launcher) end(p *pending) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !p.over {
+		p.over = true
+		close(p.ended)
+	}
+}
+
+// Wait waits for starts by other clients that are not at their end.
+func (l *Launcher) Wait() { l.begun.Wait() }
+
+// await makes the proof once QEMU runs, or undoes the start.
+func (p *pending) await() {
+	a := p.a
+	defer p.leave()
+	late := time.NewTimer(startWithin)
+	defer late.Stop()
+	var refusal *proof.Refusal
+	select {
+	case <-p.started:
+	case <-p.ended:
+		refusal = proof.Refuse(proof.Internal, "libvirt gave up the start of the domain", proof.Fact{Name: "step", Value: StepCreate})
+	case <-late.C:
+		// libvirt said neither. What is true now counts: conclude finds no domain, or one that runs.
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), a.Cleanup)
+	defer cancel()
+	if refusal == nil {
+		_, refusal = a.guarded(ctx, func(ctx context.Context) (*Outcome, *proof.Refusal) { return nil, a.conclude(ctx, p) })
+	}
+	if refusal != nil {
+		a.Log.Warn("ending a start by another client", "launch", a.req.ID, "uuid", a.config.UUID.String(), "code", string(refusal.Code), "sentence", refusal.Sentence)
+		a.undo(ctx, refusal)
+	}
+}
+
+// leave forgets what the start held.
+func (p *pending) leave() {
+	a := p.a
+	if p.released != nil {
+		p.released.Nonce.Forget()
+		p.released.Secret.Forget()
+	}
+	a.letGo()
+	a.mu.Lock()
+	if a.pending[a.config.UUID] == p {
+		delete(a.pending, a.config.UUID)
+	}
+	a.mu.Unlock()
+	p.free()
+}
+
+// conclude makes the proof of a guest that another client started and that runs. Until it is in the journal a crash makes recovery destroy the guest.
+func (a *attempt) conclude(ctx context.Context, p *pending) *proof.Refusal {
+	uuid := a.config.UUID.String()
+	err := a.compare(ctx, a.config.Added)
+	// QEMU has read the file, or never will.
+	if err = errors.Join(err, a.Secrets.Remove(uuid)); err != nil {
+		return Refusal(StepCompare, err)
+	}
+	var q quoteOut
+	select {
+	case q = <-p.quoted:
+	case <-ctx.Done():
+		return Refusal(StepQuote, ctx.Err())
+	}
+	if q.err != nil {
+		return Refusal(StepQuote, q.err)
+	}
+	proved, err := a.prove(q, p.released.Nonce)
+	if err != nil {
+		return Refusal(StepProve, err)
+	}
+	if err := a.Book.Write(&Entry{What: WroteProved, Launch: a.req.ID, UUID: uuid, Proof: proved}); err != nil {
+		return Refusal(StepProve, err)
+	}
+	a.Launcher.finish(ctx, a.req.ID, uuid, a.event(EventOpen))
+	a.Log.Info("proved a start by another client", "launch", a.req.ID, "uuid", uuid)
+	return nil
+}
