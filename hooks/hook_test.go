@@ -223,6 +223,9 @@ func TestHonest(t *testing.T) {
 			Op: ask.ParseOp(vetoes[i]), SubOp: ask.SubBegin, Flags: ask.Marked | ask.Registered,
 			UUID: uuidOf(t, uuidText), LaunchID: [32]byte(id), XML: sha256.Sum256([]byte(xml)),
 		}
+		if want.Op.Carries() {
+			want.Size = uint32(len(xml))
+		}
 		if q != want {
 			t.Errorf("question %d: %+v, want %+v", i, q, want)
 		}

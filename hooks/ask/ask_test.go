@@ -1,7 +1,9 @@
 package ask_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"net"
 	"os"
@@ -163,6 +165,34 @@ func TestBound(t *testing.T) {
 	}
 	if a, err := ask.Ask(path, question, nil, time.Now()); err != nil || !a.Allow {
 		t.Errorf("after the storm: %+v, %v", a, err)
+	}
+}
+
+// TestXML: hostd judges exactly the bytes that libvirt gave the hook, or nothing.
+func TestXML(t *testing.T) {
+	var got []byte
+	path := serve(t, &ask.Server{
+		UIDs:   []uint32{uint32(os.Getuid())},
+		Answer: func(_ context.Context, q ask.Question, xml []byte) ask.Answer { got = xml; return ask.Allow() },
+	})
+	xml := bytes.Repeat([]byte("<domain/>"), ask.MaxXML/9)
+	q := question
+	q.XML = sha256.Sum256(xml)
+	if a, err := ask.Ask(path, q, xml, time.Now()); err != nil || !a.Allow || !bytes.Equal(got, xml) {
+		t.Errorf("%+v, %v: %d bytes of %d arrived", a, err, len(got), len(xml))
+	}
+	got = nil
+	for name, bad := range map[string][]byte{
+		"another text": append([]byte("<Domain/>"), xml[9:]...),
+		"too long":     append(bytes.Clone(xml), make([]byte, ask.MaxXML)...),
+	} {
+		if a, err := ask.Ask(path, q, bad, time.Now()); !errors.Is(err, ask.ErrUnreachable) || a.Allow || got != nil {
+			t.Errorf("%s: %+v, %v, judged %d bytes", name, a, err, len(got))
+		}
+	}
+	q.Op = ask.OpStarted // carries none
+	if a, err := ask.Ask(path, q, xml, time.Now()); err != nil || !a.Allow || len(got) != 0 {
+		t.Errorf("%+v, %v: %d bytes arrived", a, err, len(got))
 	}
 }
 

@@ -56,7 +56,7 @@ func newNode(t *testing.T) *node {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	s := &ask.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question) ask.Answer {
+	s := &ask.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question, _ []byte) ask.Answer {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.asked = append(n.asked, q)
