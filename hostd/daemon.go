@@ -29,6 +29,8 @@ type Libvirt interface {
 	Version(ctx context.Context) (string, error)
 	// Running lists the domains that have a QEMU, paused ones too.
 	Running(ctx context.Context) ([]domain.UUID, error)
+	// Autostart says whether libvirt starts the domain when the host boots; false for one that it does not know.
+	Autostart(ctx context.Context, id domain.UUID) (bool, error)
 	// Next waits for something to happen to a domain.
 	Next(ctx context.Context) error
 }
@@ -156,6 +158,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	workers.Go(func() { d.reconcile(d.ctx) })
 	workers.Go(func() { d.events(d.ctx) })
 	workers.Go(func() { d.arming(d.ctx) })
+	workers.Go(func() { d.autostart(d.ctx) })
 	workers.Go(func() { watchdog(d.ctx, d.Log, d.alive) })
 	var err error
 	select {

@@ -265,7 +265,9 @@ func (l *Launcher) defineAgain(ctx context.Context, c *domain.Config, d *Domain)
 
 // configuration is what the domain was armed or proved with. It was written in full explicit form, so it is read as such: what a request may leave out
 // is not filled in once more.
-func (d *Domain) configuration() (*domain.Config, error) { return domain.Read(d.Request, domain.Inactive) }
+func (d *Domain) configuration() (*domain.Config, error) {
+	return domain.Read(d.Request, domain.Inactive)
+}
 
 // letGo closes what the attempt holds open.
 func (a *attempt) letGo() {

@@ -66,7 +66,17 @@ func firstOf(a, b error) error {
 	return b
 }
 
-// passing says that a refusal is not about what was asked, and may be gone in a while.
+// Passing says that a refusal is about this host's state, not about what was asked, and that it may be gone in a while.
+func Passing(c proof.Code) bool {
+	switch c {
+	case proof.VerdictStale, proof.VerdictMissing, proof.TPMUnavailable, proof.HookNotLive, proof.HostRebooted, proof.HostRelaunched, proof.SealedToOtherState:
+		return true
+	default:
+		return passing(c)
+	}
+}
+
+// passing says that the verifier's refusal is not about what was asked: the chain may have moved, or not.
 func passing(c proof.Code) bool {
 	switch c {
 	case proof.VerifierUnreachable, proof.Internal, proof.HostNotApproved, proof.Forbidden, proof.TPMBusy:

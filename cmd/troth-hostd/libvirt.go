@@ -212,6 +212,18 @@ func (l *libvirtd) Running(ctx context.Context) ([]domain.UUID, error) {
 	return running, nil
 }
 
+func (l *libvirtd) Autostart(ctx context.Context, id domain.UUID) (bool, error) {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return false, err
+	}
+	due, err := c.Autostart(ctx, id.String())
+	if errors.Is(err, virt.ErrNoDomain) {
+		return false, nil
+	}
+	return due, err
+}
+
 func (l *libvirtd) Next(ctx context.Context) error {
 	if _, err := l.connect(ctx); err != nil {
 		return err

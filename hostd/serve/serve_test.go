@@ -64,6 +64,7 @@ func (nothing) Version(context.Context) (string, error)                   { retu
 func (nothing) Running(context.Context) ([]domain.UUID, error)            { return nil, errNothing }
 func (nothing) Report(context.Context, launcher.ChainEvent) error         { return errNothing }
 func (nothing) Runs(context.Context, domain.UUID) (bool, error)           { return false, nil }
+func (nothing) Autostart(context.Context, domain.UUID) (bool, error)      { return false, errNothing }
 func (nothing) Process(context.Context, domain.UUID) (*launcher.Process, error) {
 	return nil, errNothing
 }

@@ -164,6 +164,20 @@ func (v *Virt) Shutdown(ctx context.Context, uuid string) error {
 	return v.on(ctx, "shut down", uuid, (*libvirt.Domain).Shutdown)
 }
 
+// Autostart says whether libvirt starts the domain when the host boots. ErrNoDomain if libvirt knows no such domain.
+func (v *Virt) Autostart(ctx context.Context, uuid string) (bool, error) {
+	got := make(chan bool, 1)
+	err := v.on(ctx, "read autostart of", uuid, func(d *libvirt.Domain) error {
+		due, err := d.GetAutostart()
+		got <- due
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	return <-got, nil
+}
+
 // State is one of: "none", "running", "blocked", "paused", "shutdown" (ending), "shutoff", "crashed",
 // "pmsuspended". ErrNoDomain if libvirt knows no such domain.
 func (v *Virt) State(ctx context.Context, uuid string) (string, error) {
