@@ -165,6 +165,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 		err = fmt.Errorf("the hook's socket failed: %w", err)
+	case <-d.journal.Failed():
+		// Only a start reads what the disk really holds. Launches that are cut short here are ended by it.
+		err = errors.New("the journal failed: nobody knows what the disk holds of it")
 	}
 	// Launches end first, while hooks are still answered and the chip is still ours: cancelled, each undoes itself.
 	d.cancel()

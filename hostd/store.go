@@ -3,7 +3,6 @@ package hostd
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -25,7 +24,7 @@ func (e entries) Append(entry *launcher.Entry) error {
 
 // OpenBook opens the journal in state_dir/journal and replays it.
 func OpenBook(fs journal.FS, dir string, now func() time.Time, changed func()) (*launcher.Book, *journal.Journal, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := journal.MakeDir(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("cannot make the journal's folder: %w", err)
 	}
 	j, records, err := journal.Open(fs, filepath.Join(dir, "launches"))

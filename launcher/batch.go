@@ -8,7 +8,7 @@ import (
 )
 
 // linger is how long a batch waits for launches that are known to come; alone, a launch does not wait.
-const linger = 100 * time.Millisecond
+var linger = 100 * time.Millisecond // a variable for tests that crash thousands of launches
 
 // batcher lets concurrent callers share one TPM operation: while one batch is with the chip the next one gathers, and a batch waits a little
 // for launches that were announced. So n concurrent launches cost one unseal and one quote, not n (DESIGN.md, the TPM budget).

@@ -102,7 +102,7 @@ func NewBook(j Journal, now func() time.Time, changed func(), found []*Entry) (*
 func (b *Book) Write(e *Entry) error {
 	e.At = b.now().Unix()
 	if err := b.journal.Append(e); err != nil {
-		return fmt.Errorf("cannot write journal: %w", err)
+		return &unwritten{err}
 	}
 	b.mu.Lock()
 	err := b.apply(e)
@@ -111,6 +111,30 @@ func (b *Book) Write(e *Entry) error {
 		b.changed()
 	}
 	return err
+}
+
+// unwritten is the error of a journal that cannot be written. It is a refusal, since nothing may start without its entry.
+type unwritten struct{ cause error }
+
+func (u *unwritten) Error() string { return "cannot write journal: " + u.cause.Error() }
+func (u *unwritten) Unwrap() error { return u.cause }
+
+// As makes a refusal of it.
+func (u *unwritten) As(target any) bool {
+	r, ok := target.(**proof.Refusal)
+	if ok {
+		*r = proof.Refuse(proof.Internal, "hostd's journal cannot be written, so nothing is launched", proof.Fact{Name: "cause", Value: u.cause.Error()})
+	}
+	return ok
+}
+
+// Blame keeps why a launch is being undone where the journal could not take it. Memory alone has it: a crash finds that the launch was cut short.
+func (b *Book) Blame(launch string, why *proof.Refusal) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if r := b.launches[launch]; r != nil && r.Refusal == nil && !r.Ended() {
+		r.Refusal = why
+	}
 }
 
 // apply is the whole meaning of the journal.
@@ -174,11 +198,12 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 	case WroteGranted:
 		r.Granted, r.Mode, r.Previous, d.Registered, d.Volumes = true, e.Mode, e.Previous, true, e.Volumes
 	case WroteProved:
+		// The domain keeps the proof that it had until this one is worth something: a launch may be undone from here too.
 		r.Proof = e.Proof
-		d.Proof, d.Link, d.Attempt = e.Proof, &r.Link, r.Attempt
-		d.TokenText, d.Token, d.Configuration, d.Request = r.TokenText, r.Token, r.Configuration, r.Request
 	case WroteRunning:
-		d.State = StateProved
+		link := r.Link
+		d.State, d.Proof, d.Link, d.Attempt = StateProved, r.Proof, &link, r.Attempt
+		d.TokenText, d.Token, d.Configuration, d.Request = r.TokenText, r.Token, r.Configuration, r.Request
 		b.end(r)
 	case WroteFailed:
 		r.Refusal = e.Refusal
@@ -242,9 +267,7 @@ func (b *Book) refused(e *Entry, d *Domain, r *Record) {
 	if e.Name != "" {
 		d.Name = e.Name
 	}
-	if r.Proof != nil { // it was never handed out
-		d.Proof, d.Link, r.Proof = nil, nil, nil
-	}
+	r.Proof = nil // it was never handed out
 	if d.Proof == nil && !d.Armed {
 		d.Registered, d.Volumes = false, nil
 	}
@@ -278,6 +301,14 @@ func (b *Book) moved(e ChainEvent) {
 		link := e.Link
 		*b.chain(e.Token) = chain{head: &link}
 	}
+}
+
+// opened says whether the newest link of the token that was said to be open is this one.
+func (b *Book) opened(token, link proof.Digest) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.chain(token)
+	return c.head != nil && *c.head == link
 }
 
 // Next says what the next link of a token follows, and which attempt at it this is.

@@ -325,7 +325,9 @@ func (a *attempt) event(what string) ChainEvent {
 // finish writes that the guest runs, and tells the verifier. From here on the launch is over: what fails is said in the log and told later.
 func (l *Launcher) finish(ctx context.Context, launch, uuid string, open ChainEvent) {
 	if err := l.owe(open); err != nil {
+		// Not ended, so that recovery finds it and notes both: a link that is never told open could never be closed.
 		l.Log.Error("cannot note that a link is open", "launch", launch, "error", err.Error())
+		return
 	}
 	if err := l.Book.Write(&Entry{What: WroteRunning, Launch: launch, UUID: uuid}); err != nil {
 		l.Log.Error("cannot note that a guest runs", "launch", launch, "error", err.Error())

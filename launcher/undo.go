@@ -25,6 +25,7 @@ func (a *attempt) undo(ctx context.Context, why *proof.Refusal) {
 	}
 	// A crash from here on finds the reason, and undoes the rest.
 	a.note(&Entry{What: WroteFailed, Launch: a.req.ID, UUID: uuid, Refusal: why})
+	a.Book.Blame(a.req.ID, why)
 	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Mode: a.req.Mode, Previous: a.before, Refusal: why}
 	if err := a.putBack(ctx, r, a.config.UUID, a.granted, a.unmoved); err != nil {
 		a.Log.Error("cannot undo a launch, it will be tried again", "launch", a.req.ID, "error", err.Error())
@@ -60,7 +61,11 @@ func (l *Launcher) putBack(ctx context.Context, r *Record, id domain.UUID, grant
 	}
 	// A crash between these two tells the verifier twice, which it takes as once.
 	if !unmoved {
-		if err := l.owe(ChainEvent{Token: r.Token, Link: r.Link, Event: EventAborted, Attempt: r.Attempt, Detail: string(r.Refusal.Code)}); err != nil {
+		what := EventAborted
+		if l.Book.opened(r.Token, r.Link) {
+			what = EventClosed // the verifier knows it as open, or will: only closing ends such a link
+		}
+		if err := l.owe(ChainEvent{Token: r.Token, Link: r.Link, Event: what, Attempt: r.Attempt, Detail: string(r.Refusal.Code)}); err != nil {
 			return err
 		}
 	}

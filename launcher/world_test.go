@@ -34,7 +34,8 @@ type world struct {
 	after  bool   // it fails after it took effect
 	dead   bool   // every call from there on fails: the daemon was killed
 	struck bool
-	strike func() // what an attacker does at that call, in place of a fault
+	strike func()                                   // what an attacker does at that call, in place of a fault
+	around func(name string, do func() error) error // decides instead of the fields above, when it is set
 
 	// libvirt
 	inactive, live map[string][]byte
@@ -179,6 +180,9 @@ func (w *world) heal() {
 
 // call is one call of the launcher to the world.
 func (w *world) call(name string, do func() error) error {
+	if w.around != nil {
+		return w.around(name, do)
+	}
 	w.mu.Lock()
 	at := fmt.Sprintf("%s#%d", name, w.count[name])
 	w.count[name]++

@@ -4,8 +4,10 @@
 // is found whole or not at all; and that a file in which anything but the end was changed is refused, never half read. It trusts the disk to keep
 // what it synced. It keeps no secrets and knows nothing of what the records mean.
 //
-// A line is "<chain> <payload>\n", where chain is the hex of the first 16 bytes of SHA-256(chain of the line before ‖ payload). So a line that
-// is missing, doubled or moved is seen as well as one that was changed. Chains guard against faults, not against root, who can write the whole file anew.
+// A line is "<chain> <settled> <payload>\n". Chain is the hex of the first 16 bytes of SHA-256(chain of the line before ‖ settled ‖ " " ‖ payload), so a
+// line that is missing, doubled or moved is seen as well as one that was changed. Settled is how many bytes of the file were on the disk when the line
+// was written, 16 digits of hex: a bad line that any line says was settled is damage; one that no line says so of was torn by a crash, also when the
+// disk kept bytes that were written after it and lost it. Chains guard against faults, not against root, who can write the whole file anew.
 package journal
 
 import (
@@ -15,11 +17,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"sync"
 )
 
 const (
-	chainLen = 16
+	chainLen   = 16
+	settledLen = 16                              // digits
+	headLen    = 2*chainLen + 1 + settledLen + 1 // of a line, before the payload
 	// MaxRecord bounds one record: a proof with its definition fits many times.
 	MaxRecord = 8 << 20
 	// maxFile bounds what Open reads into memory.
@@ -38,14 +43,16 @@ type Journal struct {
 	file    File
 	chain   [chainLen]byte
 	size    int64 // bytes of whole lines
+	settled int64 // of them, bytes that are on the disk
 	written uint64
 	broken  error // set once: after a failed sync nobody knows what the disk holds
+	failed  chan struct{}
 
 	syncMu sync.Mutex // held while syncing, so that those who wait share the next sync
 	synced uint64
 }
 
-// Open reads path, cuts a torn last line off, and returns the records.
+// Open reads path, leaves a torn end out, and returns the records when they are on the disk.
 func Open(fs FS, path string) (*Journal, [][]byte, error) {
 	f, err := fs.Open(path)
 	if err != nil {
@@ -62,63 +69,96 @@ func Open(fs FS, path string) (*Journal, [][]byte, error) {
 	if err != nil {
 		return nil, nil, closeAfter(f, fmt.Errorf("cannot read journal %s: %w", path, err))
 	}
-	j := &Journal{fs: fs, path: path, file: f, chain: chain, size: size}
-	if size < int64(len(content)) {
-		// A torn tail: its Append never returned, so nobody was promised it.
-		if err := f.Truncate(size); err != nil {
-			return nil, nil, closeAfter(f, fmt.Errorf("cannot cut the torn end off journal %s: %w", path, err))
-		}
-		if err := f.Sync(); err != nil {
-			return nil, nil, closeAfter(f, fmt.Errorf("cannot sync journal %s: %w", path, err))
-		}
+	j := &Journal{fs: fs, path: path, file: f, chain: chain, size: size, failed: make(chan struct{})}
+	if err := j.settle(records, int64(len(content))); err != nil {
+		return nil, nil, closeAfter(j.file, err)
 	}
 	return j, records, nil
 }
 
-// parse returns the records of whole lines, and where they end. A bad line with a good line after it is damage; bad bytes at the end are a torn tail.
+// settle makes sure that what was read is on the disk, before anyone acts on it: a daemon that was killed, or whose sync failed, leaves records
+// that only memory has, and the kernel says of them that they are synced. So all is written anew. Without space for that, it is synced.
+func (j *Journal) settle(records [][]byte, found int64) error {
+	if found == 0 {
+		return nil
+	}
+	err := j.Rewrite(records)
+	if err == nil || j.broken != nil {
+		return err
+	}
+	if j.size < found {
+		// A torn end: its Append never returned, so nobody was promised it.
+		if err := j.file.Truncate(j.size); err != nil {
+			return fmt.Errorf("cannot cut the torn end off journal %s: %w", j.path, err)
+		}
+	}
+	if err := j.file.Sync(); err != nil {
+		return fmt.Errorf("cannot sync journal %s: %w", j.path, err)
+	}
+	j.settled = j.size
+	return nil
+}
+
+// parse returns the records of whole lines, and where they end. Bad bytes after them are damage when any line says that they were settled;
+// otherwise they were torn by a crash.
 func parse(content []byte) (records [][]byte, chain [chainLen]byte, size int64, err error) {
+	var settled int64
 	rest := content
 	for len(rest) > 0 {
 		line, after, whole := bytes.Cut(rest, []byte{'\n'})
-		payload, next, ok := parseLine(chain, line)
+		payload, says, next, ok := parseLine(chain, line)
 		if !whole || !ok {
-			if whole && len(after) > 0 {
-				return nil, chain, 0, fmt.Errorf("%w: record %d", ErrDamaged, len(records))
-			}
-			return records, chain, size, nil
+			break
 		}
 		records = append(records, bytes.Clone(payload))
-		chain, rest = next, after
+		chain, rest, settled = next, after, max(settled, says)
 		size += int64(len(line)) + 1
+	}
+	for line := range bytes.SplitSeq(rest, []byte{'\n'}) {
+		settled = max(settled, claim(line))
+	}
+	if size < settled {
+		return nil, chain, 0, fmt.Errorf("%w: record %d, at byte %d of %d that were on the disk", ErrDamaged, len(records), size, settled)
 	}
 	return records, chain, size, nil
 }
 
-func parseLine(chain [chainLen]byte, line []byte) (payload []byte, next [chainLen]byte, ok bool) {
-	const head = 2*chainLen + 1
-	if len(line) < head || line[head-1] != ' ' {
-		return nil, next, false
+// claim is what a line says was settled, zero for what does not look like a line.
+func claim(line []byte) int64 {
+	if len(line) < headLen || line[2*chainLen] != ' ' || line[headLen-1] != ' ' {
+		return 0
 	}
-	payload = line[head:]
-	next = link(chain, payload)
-	var text [2 * chainLen]byte
-	hex.Encode(text[:], next[:])
-	return payload, next, bytes.Equal(text[:], line[:2*chainLen])
+	n, err := strconv.ParseInt(string(line[2*chainLen+1:headLen-1]), 16, 64)
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
 }
 
-func link(chain [chainLen]byte, payload []byte) (next [chainLen]byte) {
+func parseLine(chain [chainLen]byte, line []byte) (payload []byte, settled int64, next [chainLen]byte, ok bool) {
+	if len(line) < headLen || line[2*chainLen] != ' ' || line[headLen-1] != ' ' {
+		return nil, 0, next, false
+	}
+	next = link(chain, line[2*chainLen+1:])
+	var text [2 * chainLen]byte
+	hex.Encode(text[:], next[:])
+	return line[headLen:], claim(line), next, bytes.Equal(text[:], line[:2*chainLen])
+}
+
+func link(chain [chainLen]byte, rest []byte) (next [chainLen]byte) {
 	h := sha256.New()
 	h.Write(chain[:])
-	h.Write(payload)
+	h.Write(rest)
 	copy(next[:], h.Sum(nil))
 	return next
 }
 
-func appendLine(to []byte, chain [chainLen]byte, payload []byte) ([]byte, [chainLen]byte) {
-	next := link(chain, payload)
+func appendLine(to []byte, chain [chainLen]byte, settled int64, payload []byte) ([]byte, [chainLen]byte) {
+	rest := append(fmt.Appendf(nil, "%0*x ", settledLen, settled), payload...)
+	next := link(chain, rest)
 	to = hex.AppendEncode(to, next[:])
 	to = append(to, ' ')
-	to = append(to, payload...)
+	to = append(to, rest...)
 	return append(to, '\n'), next
 }
 
@@ -144,11 +184,11 @@ func (j *Journal) write(record []byte) (uint64, error) {
 	if j.broken != nil {
 		return 0, fmt.Errorf("cannot append to journal: an earlier write failed: %w", j.broken)
 	}
-	line, next := appendLine(nil, j.chain, record)
+	line, next := appendLine(nil, j.chain, j.settled, record)
 	if _, err := j.file.Write(line); err != nil {
 		// No space, or half a line: cut it off, so that the next record stands on a whole one.
 		if terr := j.file.Truncate(j.size); terr != nil {
-			j.broken = errors.Join(err, terr)
+			j.breaks(errors.Join(err, terr))
 		}
 		return 0, fmt.Errorf("cannot append to journal: %w", err)
 	}
@@ -164,20 +204,34 @@ func (j *Journal) sync(mine uint64) error {
 		return nil
 	}
 	j.mu.Lock()
-	upTo, file, broken := j.written, j.file, j.broken
+	upTo, size, file, broken := j.written, j.size, j.file, j.broken
 	j.mu.Unlock()
 	if broken != nil {
 		return fmt.Errorf("cannot sync journal: %w", broken)
 	}
 	if err := file.Sync(); err != nil {
 		j.mu.Lock()
-		j.broken = err
+		j.breaks(err)
 		j.mu.Unlock()
 		return fmt.Errorf("cannot sync journal: %w", err)
 	}
 	j.synced = upTo
+	j.mu.Lock()
+	j.settled = size
+	j.mu.Unlock()
 	return nil
 }
+
+// breaks ends all writing. The caller holds mu.
+func (j *Journal) breaks(err error) {
+	if j.broken == nil {
+		j.broken = err
+		close(j.failed)
+	}
+}
+
+// Failed is closed when nobody knows any more what the disk holds: open the journal anew.
+func (j *Journal) Failed() <-chan struct{} { return j.failed }
 
 // Rewrite puts records in place of all that the journal holds, in one step: after a crash either the old content is there or the new.
 func (j *Journal) Rewrite(records [][]byte) error {
@@ -190,11 +244,15 @@ func (j *Journal) Rewrite(records [][]byte) error {
 	}
 	var content []byte
 	var chain [chainLen]byte
+	var total int64 // all of it is on the disk before the file gets its name
 	for _, r := range records {
 		if len(r) > MaxRecord || bytes.IndexByte(r, '\n') >= 0 {
 			return errors.New("cannot rewrite journal: a record is too large or holds a newline")
 		}
-		content, chain = appendLine(content, chain, r)
+		total += int64(headLen + len(r) + 1)
+	}
+	for _, r := range records {
+		content, chain = appendLine(content, chain, total, r)
 	}
 	f, err := j.fs.Create(j.path + ".new")
 	if err != nil {
@@ -208,11 +266,11 @@ func (j *Journal) Rewrite(records [][]byte) error {
 	}
 	if err := j.fs.Rename(j.path+".new", j.path); err != nil {
 		// Nobody knows which of the two the directory names: stop writing to either.
-		j.broken = err
+		j.breaks(err)
 		return closeAfter(f, fmt.Errorf("cannot rewrite journal: %w", err))
 	}
 	old := j.file
-	j.file, j.chain, j.size, j.synced = f, chain, int64(len(content)), j.written
+	j.file, j.chain, j.size, j.settled, j.synced = f, chain, total, total, j.written
 	return old.Close()
 }
 
