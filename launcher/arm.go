@@ -65,7 +65,7 @@ func (a *attempt) arm(ctx context.Context) (*Outcome, *proof.Refusal) {
 		return nil, Refusal(StepDefine, err)
 	}
 
-	// Step 2: note it, then define. A crash between the two: Rearm defines it. Until it is noted, nobody's start is permitted.
+	// Step 2: note it, then define, then note that. A crash between: Rearm defines it. Until it is noted, nobody's start is permitted.
 	w.Step(StepGrant)
 	config := c.Digest()
 	if err := l.Book.Write(&Entry{What: WroteArmed, UUID: uuid, Name: c.Name, Request: domain.Emit(c, domain.Additions{}),
@@ -75,10 +75,20 @@ func (a *attempt) arm(ctx context.Context) (*Outcome, *proof.Refusal) {
 	w.Step(StepDefine)
 	if err := l.defineArmed(ctx, c, added); err != nil {
 		refusal := Refusal(StepDefine, err)
-		if err := errors.Join(l.Book.Write(&Entry{What: WroteDisarmed, UUID: uuid, Refusal: refusal}), l.restore(ctx, c.UUID, before)); err != nil {
+		// What was there before comes back, then it is noted. If it cannot come back, libvirt is away, and Rearm defines the domain when it is here.
+		back, cancel := a.undoing(ctx)
+		defer cancel()
+		err := l.restore(back, c.UUID, before)
+		if err == nil {
+			err = l.Book.Write(&Entry{What: WroteDisarmed, UUID: uuid, Refusal: refusal})
+		}
+		if err != nil {
 			l.Log.Error("cannot undo the arming of a domain", "uuid", uuid, "error", err.Error())
 		}
 		return nil, refusal
+	}
+	if err := l.Book.Write(&Entry{What: WroteDefined, UUID: uuid}); err != nil {
+		return nil, Refusal(StepDefine, err)
 	}
 	l.keep(&armed{config: c, images: a.images, measured: a.measured, first: first})
 	w.Step(StepDone)
@@ -235,7 +245,7 @@ func (l *Launcher) rearm(ctx context.Context, id domain.UUID, d *Domain) error {
 	}
 	// No claim while libvirt is asked: it may be starting this very domain, and wait for a hook that waits for the claim.
 	before, err := l.Virt.Inactive(ctx, id)
-	if err == nil && before == nil {
+	if err == nil && (before == nil || !d.Defined) {
 		err = l.defineAgain(ctx, c, d)
 	}
 	if err != nil {
@@ -260,7 +270,10 @@ func (l *Launcher) defineAgain(ctx context.Context, c *domain.Config, d *Domain)
 	if err != nil {
 		return err
 	}
-	return l.defineArmed(ctx, c, added)
+	if err := l.defineArmed(ctx, c, added); err != nil {
+		return err
+	}
+	return l.Book.Write(&Entry{What: WroteDefined, UUID: d.UUID})
 }
 
 // configuration is what the domain was armed or proved with. It was written in full explicit form, so it is read as such: what a request may leave out

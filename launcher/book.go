@@ -32,6 +32,7 @@ type Domain struct {
 	State         string
 	Registered    bool // belongs to hostd: in the registry that hooks read
 	Armed         bool // any libvirt client may start it, with the token below
+	Defined       bool // libvirt has had the definition of the armed domain
 	Launch        string
 	Since         int64
 	TokenText     string
@@ -162,17 +163,20 @@ func (b *Book) apply(e *Entry) error {
 	}
 	d := b.domains[e.UUID]
 	if d == nil {
-		if e.UUID == "" || (e.What != WroteIntent && e.What != WroteRefused && e.What != WroteArmed) {
+		if e.UUID == "" || !slices.Contains([]string{WroteIntent, WroteRefused, WroteArmed}, e.What) {
 			return fmt.Errorf("%s of an unknown domain %q", e.What, e.UUID)
 		}
 		d = &Domain{UUID: e.UUID}
 		b.domains[e.UUID] = d
 	}
-	if e.What == WroteArmed {
-		return b.arm(e, d)
-	}
-	if e.What == WroteDisarmed {
-		b.disarm(e, d)
+	switch e.What {
+	case WroteArmed:
+		return d.arm(e)
+	case WroteDefined:
+		d.Defined = true
+		return nil
+	case WroteDisarmed:
+		d.disarm(e)
 		return nil
 	}
 	r := b.launches[e.Launch]
@@ -231,8 +235,8 @@ func (d *Domain) remember(e *Entry) {
 }
 
 // disarm takes back what arm did to a domain that could not be defined.
-func (b *Book) disarm(e *Entry, d *Domain) {
-	d.Armed, d.Refusal = false, e.Refusal
+func (d *Domain) disarm(e *Entry) {
+	d.Armed, d.Defined, d.Refusal = false, false, e.Refusal
 	if d.State == StateArmed {
 		d.State = StateRefused
 	}
@@ -243,11 +247,11 @@ func (b *Book) disarm(e *Entry, d *Domain) {
 }
 
 // arm notes what any libvirt client may start from now on, and with which token.
-func (b *Book) arm(e *Entry, d *Domain) error {
+func (d *Domain) arm(e *Entry) error {
 	if e.Token == nil || e.Configuration == nil || e.TokenText == "" || len(e.Request) == 0 {
 		return fmt.Errorf("%s without token or request", e.What)
 	}
-	d.Name, d.Registered, d.Armed, d.Refusal, d.Volumes = e.Name, true, true, nil, e.Volumes
+	d.Name, d.Registered, d.Armed, d.Defined, d.Refusal, d.Volumes = e.Name, true, true, false, nil, e.Volumes
 	d.TokenText, d.Token, d.Configuration, d.Request = e.TokenText, *e.Token, *e.Configuration, e.Request
 	if d.State == "" || d.State == StateRefused {
 		d.State = StateArmed

@@ -44,7 +44,7 @@ func sequences() []*sequence {
 		}
 	}
 	launch := func(s *sim) { s.launch(guestUUID) }
-	return []*sequence{
+	return append([]*sequence{
 		{"launch", func(*testing.T, *sim) {}, launch},
 		{"launch over a definition", redefined, launch},
 		{"launch again", stopped, launch},
@@ -72,7 +72,7 @@ func sequences() []*sequence {
 		{"recovery of a paused guest", cutShort("create#0", after), recovery},
 		{"recovery of a proved guest", cutShort("resume#0", before), recovery},
 		{"recovery of an undoing", cutShort("destroy#0", after), recovery},
-	}
+	}, hookSequences()...)
 }
 
 func redefined(t *testing.T, s *sim) {

@@ -113,7 +113,7 @@ func (s *sim) attach() {
 func (s *sim) clone() *sim {
 	o := s.world
 	w := &world{t: o.t, count: map[string]int{}, inactive: maps.Clone(o.inactive), live: maps.Clone(o.live), paused: maps.Clone(o.paused), ran: maps.Clone(o.ran),
-		noHook: o.noHook, rewrite: o.rewrite, process: o.process, files: o.files, changed: maps.Clone(o.changed), secrets: maps.Clone(o.secrets),
+		noHook: o.noHook, noStart: o.noStart, rewrite: o.rewrite, process: o.process, files: o.files, changed: maps.Clone(o.changed), secrets: maps.Clone(o.secrets),
 		expected: map[[32]byte]bool{}, asked: map[[32]byte]bool{}, signing: o.signing, keys: o.keys, tokenKey: o.tokenKey, profile: o.profile, seed: o.seed,
 		verdict: o.verdict, epoch: o.epoch, boot: o.boot, chains: map[proof.Digest]*fakeChain{}, receipt: o.receipt, tokens: o.tokens}
 	for k, c := range o.chains {
@@ -206,6 +206,11 @@ func (s *sim) durable(what string) bool {
 	if err != nil {
 		return false
 	}
+	for _, d := range book.Domains() {
+		if d.Armed && what == WroteGranted {
+			return true // it is registered, not launched: it is defined, and does not run
+		}
+	}
 	for _, r := range book.Unended() {
 		if r.Granted && what == WroteGranted || r.Proof != nil && what == WroteProved || what == WroteIntent || r.Reached == WroteFailed {
 			return true
@@ -263,7 +268,7 @@ func (s *sim) look() error {
 			errs = append(errs, l.Stray(ctx, d.UUID))
 		}
 	}
-	return errors.Join(append(errs, l.Tell(ctx))...)
+	return errors.Join(append(errs, l.Tell(ctx), l.Rearm(ctx))...)
 }
 
 func mustUUID(text string) domain.UUID {

@@ -12,6 +12,7 @@ const (
 	WroteFailed    = "failed"    // the launch is being undone, and why
 	WroteRefused   = "refused"   // the launch ended, and everything is as it was before
 	WroteArmed     = "armed"     // the domain is registered, and any libvirt client may start it
+	WroteDefined   = "defined"   // libvirt has the definition of the armed domain
 	WroteDisarmed  = "disarmed"  // it could not be defined after all
 	WroteStopped   = "stopped"   // the guest ended, on request or by itself
 	WroteForgotten = "forgotten" // the domain is no longer registered

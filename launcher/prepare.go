@@ -146,6 +146,9 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 			Configuration: &config, Volumes: a.images.volumes()}); err != nil {
 			return Refusal(StepGrant, err)
 		}
+		if err := l.Book.Write(&Entry{What: WroteDefined, UUID: uuid}); err != nil {
+			return Refusal(StepGrant, err)
+		}
 	}
 	if err := l.Book.Write(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Mode: proof.ModeHook, Volumes: a.images.volumes()}); err != nil {
 		return Refusal(StepGrant, err)

@@ -42,6 +42,7 @@ type world struct {
 	paused         map[string]bool
 	ran            map[string]bool // was resumed
 	noHook         bool
+	noStart        bool                    // QEMU does not come up for another client
 	rewrite        func(xml []byte) []byte // of what is read back live
 	process        func(p *Process)
 
