@@ -13,7 +13,7 @@ PURE := ./cmd/troth ./cmd/troth-hook ./cmd/troth-verifierd
 # The rooms whose tests need nothing but Go; the lab, stories and real parts run under `make test`.
 FUZZTIME ?= 20s
 
-.PHONY: help deps demo test check build fmt vet lint rules short bench fuzz golden mutate soak generate clean
+.PHONY: help deps demo test test-crash check build fmt vet lint rules short bench fuzz golden mutate soak generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,6 +55,16 @@ short: ## tests that need neither root nor real parts
 test: build lab ## every test, on real swtpm, libvirtd and QEMU (root)
 	# One package at a time: some compare the machine's processes and namespaces before and after.
 	$(GO) test -timeout 10m -p 1 ./...
+
+test-crash: build lab ## kill hostd and libvirtd for real at every step, and crash 10,000 simulated points (root, 5 minutes)
+	$(GO) test -timeout 5m -count=1 -run 'TestAttack/R-POWER|TestCheckSees' ./launcher
+	$(GO) test -timeout 5m -count=1 ./hostd/journal ./hostd/audit
+	TROTH_KILLS=52 $(GO) test -timeout 5m -count=1 -v ./test/crash
+
+soak: build lab ## test-crash with 300 kills, and the demo killed 20 times (root)
+	$(GO) test -timeout 10m -count=1 -run 'TestAttack/R-POWER|TestCheckSees' ./launcher
+	TROTH_SOAK=1 $(GO) test -timeout 60m -count=1 -v ./test/crash
+	TROTH_SOAK=1 $(GO) test -timeout 30m -count=1 -v -run TestDemoKilled ./test/demo
 
 bench: deps ## ratios measured within one run
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"troth/hooks/ask"
+	"troth/hostd/audit"
 	"troth/hostd/journal"
 	"troth/hostd/secret"
 	"troth/launcher"
@@ -61,6 +62,7 @@ type Daemon struct {
 	Launcher *launcher.Launcher
 	Launches *Launches
 	Room     *secret.Room
+	Audit    *audit.Log
 
 	journal *journal.Journal
 	changed chan struct{}
@@ -95,7 +97,14 @@ func (d *Daemon) Open(ctx context.Context) error {
 	if err := d.Room.Sweep(); err != nil {
 		return err
 	}
-	book, j, err := OpenBook(journal.OS{}, filepath.Join(d.Config.StateDir, "journal"), d.Clock.Now, func() { poke(d.changed); poke(d.rearm) })
+	if err := journal.MakeDir(filepath.Dir(AuditPath(d.Config.StateDir)), 0o700); err != nil {
+		return fmt.Errorf("cannot make the audit log's folder: %w", err)
+	}
+	if d.Audit, err = audit.Open(journal.OS{}, AuditPath(d.Config.StateDir), d.Clock.Now, d.Log); err != nil {
+		return err
+	}
+	book, j, err := OpenBook(journal.OS{}, filepath.Join(d.Config.StateDir, "journal"), d.Clock.Now, func() { poke(d.changed); poke(d.rearm) },
+		func(to launcher.Journal) launcher.Journal { return audited{to, d.Audit} })
 	if err != nil {
 		return err
 	}
@@ -103,7 +112,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Attester = &Attester{Chip: d.Chip, Judge: d.Judge, SPKI: d.Identity.SPKI, EventLog: d.Config.TPM.EventLog, LogKind: d.Config.TPM.LogKind,
 		Clock: d.Clock, Log: d.Log, Dated: d.Clock.Dated}
 	d.Attester.Start()
-	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log, Heard: func(ask.Question, bool) { poke(d.kick) }}
+	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log, Heard: d.heard}
 	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
 	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: d.Virt, Images: d.Images, Hook: d.Hook,
 		Secrets: d.Room, Book: book, Clock: d.Clock, Log: d.Log}
@@ -119,6 +128,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 		return fmt.Errorf("launch.timeout: %w", err)
 	}
 	d.Launches = NewLaunches(d.ctx, d.Launcher, d.Log, d.Config.Launch.Max, timeout)
+	d.Launches.Ended = unread(d.Audit, book)
 	// The registry before the socket: a hook that finds the socket finds the registry of now.
 	if err := d.Registry.Publish(); err != nil {
 		return err
@@ -160,6 +170,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	workers.Go(func() { d.arming(d.ctx) })
 	workers.Go(func() { d.autostart(d.ctx) })
 	workers.Go(func() { watchdog(d.ctx, d.Log, d.alive) })
+	audits, unaudited := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(audits)
+		d.Audit.Run(unaudited)
+	}()
 	var err error
 	select {
 	case <-ctx.Done():
@@ -168,13 +183,17 @@ func (d *Daemon) Run(ctx context.Context) error {
 	case <-d.journal.Failed():
 		// Only a start reads what the disk really holds. Launches that are cut short here are ended by it.
 		err = errors.New("the journal failed: nobody knows what the disk holds of it")
+	case <-d.Audit.Failed():
+		err = errors.New("the audit log failed: nothing can be granted without it")
 	}
 	// Launches end first, while hooks are still answered and the chip is still ours: cancelled, each undoes itself.
 	d.cancel()
 	d.Launches.Wait()
 	d.Launcher.Wait()
 	workers.Wait()
-	return errors.Join(err, d.journal.Close())
+	close(unaudited)
+	<-audits // it hears of all that ended above
+	return errors.Join(err, d.journal.Close(), d.Audit.Close())
 }
 
 // alive is what the watchdog asks: the reconcile worker goes round.

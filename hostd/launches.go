@@ -27,6 +27,7 @@ type Launches struct {
 	Launcher *launcher.Launcher
 	Log      *slog.Logger
 	Timeout  time.Duration
+	Ended    func(View)      // hears of every launch that ended; may be nil
 	ctx      context.Context // of the daemon: launches end with it, and are undone
 	slots    chan struct{}
 	work     sync.WaitGroup
@@ -131,6 +132,9 @@ func (l *Launches) run(n *Launch, req launcher.Request) {
 	out, refusal := do(ctx, req, n)
 	n.end(out, refusal)
 	v := n.View()
+	if l.Ended != nil {
+		l.Ended(v)
+	}
 	if refusal != nil {
 		l.Log.Warn("launch refused", "launch", v.ID, "uuid", v.UUID, "step", v.Step, "code", string(refusal.Code), "sentence", refusal.Sentence)
 		return

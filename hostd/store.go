@@ -22,8 +22,8 @@ func (e entries) Append(entry *launcher.Entry) error {
 	return e.j.Append(b)
 }
 
-// OpenBook opens the journal in state_dir/journal and replays it.
-func OpenBook(fs journal.FS, dir string, now func() time.Time, changed func()) (*launcher.Book, *journal.Journal, error) {
+// OpenBook opens the journal in state_dir/journal and replays it. Each of around sees every entry on its way to it.
+func OpenBook(fs journal.FS, dir string, now func() time.Time, changed func(), around ...func(launcher.Journal) launcher.Journal) (*launcher.Book, *journal.Journal, error) {
 	if err := journal.MakeDir(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("cannot make the journal's folder: %w", err)
 	}
@@ -39,7 +39,11 @@ func OpenBook(fs journal.FS, dir string, now func() time.Time, changed func()) (
 		}
 		found = append(found, e)
 	}
-	book, err := launcher.NewBook(entries{j}, now, changed, found)
+	var to launcher.Journal = entries{j}
+	for _, f := range around {
+		to = f(to)
+	}
+	book, err := launcher.NewBook(to, now, changed, found)
 	if err != nil {
 		return nil, nil, err
 	}

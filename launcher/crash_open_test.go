@@ -1,9 +1,16 @@
 package launcher_test
 
 import (
+	"time"
+
 	"troth/hostd"
+	"troth/hostd/journal"
 	"troth/launcher"
 )
 
 // The simulation opens the journal as the daemon does.
-func init() { launcher.OpenBook = hostd.OpenBook }
+func init() {
+	launcher.OpenBook = func(fs journal.FS, dir string, now func() time.Time, changed func()) (*launcher.Book, *journal.Journal, error) {
+		return hostd.OpenBook(fs, dir, now, changed)
+	}
+}

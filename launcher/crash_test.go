@@ -169,7 +169,7 @@ func points(effects []string, draws int) []point {
 func crashAll(t *testing.T) {
 	draws, stride, seed := 4, 1, uint64(1)
 	if testing.Short() {
-		draws, stride = 1, 7
+		draws, stride = 1, 13
 	}
 	if text := os.Getenv("TROTH_SEED"); text != "" {
 		var err error

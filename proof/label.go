@@ -24,6 +24,7 @@ const (
 	LabelConfiguration Label = "troth/configuration/v1" // digest of a domain's canonical configuration
 	LabelProfile       Label = "troth/profile/v1"       // digest of a profile with its reference values
 	LabelIdentity      Label = "troth/identity/v1"      // a host's identity: its EK digests
+	LabelAudit         Label = "troth/audit/v1"         // a line of a host's audit log
 )
 
 // Labels of keys (HKDF-SHA256 info) and of the MACs made with them.
@@ -46,7 +47,7 @@ const (
 func Labels() []Label {
 	return []Label{
 		LabelAttest, LabelEnrol, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
-		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity,
+		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity, LabelAudit,
 		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved,
 		LabelTokenSeal, LabelReleaseSeal,
 	}

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"troth/hostd"
@@ -112,15 +113,28 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if !caller.May(roles) {
 		s.Log.Warn("forbidden", "route", pattern, "caller", caller.ID, "roles", caller.Roles)
+		s.audit(caller, pattern, r, true)
 		s.refuse(w, proof.Refuse(proof.Forbidden, "this call needs another role",
 			proof.Fact{Name: "role", Want: fmt.Sprint(roles), Got: fmt.Sprint(caller.Roles)}))
 		return
 	}
 	if r.Method != http.MethodGet {
 		s.Log.Info("request", "route", pattern, "path", r.URL.EscapedPath(), "caller", caller.ID)
+		s.audit(caller, pattern, r, false)
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
+}
+
+// audit notes a request that changes something, and one that its caller may not make.
+func (s *Server) audit(caller Caller, pattern string, r *http.Request, forbidden bool) {
+	uuid := ""
+	for _, part := range strings.Split(r.URL.Path, "/") {
+		if len(part) == 36 {
+			uuid = part
+		}
+	}
+	s.Daemon.Audited(caller.ID, pattern, uuid, forbidden)
 }
 
 // notThere answers what no route takes.

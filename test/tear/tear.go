@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"sync"
@@ -227,7 +228,7 @@ func (f *FS) Rename(from, to string) error {
 	err := f.call("fs rename", nil, func() error {
 		n := f.names[from]
 		if n == nil {
-			return fmt.Errorf("rename %s: no such file", from)
+			return fmt.Errorf("rename %s: %w", from, fs.ErrNotExist)
 		}
 		f.names[to] = n
 		delete(f.names, from)

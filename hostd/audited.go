@@ -1,0 +1,85 @@
+package hostd
+
+import (
+	"path/filepath"
+
+	"troth/hooks/ask"
+	"troth/hostd/audit"
+	"troth/launcher"
+	"troth/launcher/domain"
+	"troth/proof"
+)
+
+// AuditPath is where the audit log of a state folder is.
+func AuditPath(state string) string { return filepath.Join(state, "audit", "log") }
+
+// audited is the journal that tells the audit log. A grant is on the disk there before libvirt may hear of the domain: without it nothing starts.
+// All else is noted, and costs nobody a sync.
+type audited struct {
+	launcher.Journal
+	log *audit.Log
+}
+
+// Append implements launcher.Journal.
+func (a audited) Append(e *launcher.Entry) error {
+	r := audit.Record{Actor: "hostd", UUID: e.UUID, Launch: e.Launch}
+	if e.Refusal != nil {
+		r.Code = string(e.Refusal.Code)
+	}
+	if e.What == launcher.WroteGranted {
+		r.What = audit.Granted
+		if err := a.log.Append(r); err != nil {
+			return err
+		}
+		return a.Journal.Append(e)
+	}
+	if err := a.Journal.Append(e); err != nil {
+		return err
+	}
+	if r.What = told[e.What]; r.What != "" {
+		a.log.Note(r)
+	}
+	return nil
+}
+
+// told is what the audit log calls an entry of the journal; the others are on the way to one of these.
+var told = map[string]string{
+	launcher.WroteRunning:   audit.Proved,
+	launcher.WroteRefused:   audit.Refused,
+	launcher.WroteStopped:   audit.Stopped,
+	launcher.WroteForgotten: audit.Forgotten,
+}
+
+// Audited notes that somebody asked for a change through the API, or was forbidden to.
+func (d *Daemon) Audited(caller, route, uuid string, forbidden bool) {
+	if d.Audit == nil {
+		return // a server without a daemon at work, in tests
+	}
+	r := audit.Record{What: audit.Asked, Actor: cut(caller), Route: route}
+	if id, err := domain.ParseUUID(uuid); err == nil {
+		r.UUID = id.String()
+	}
+	if forbidden {
+		r.What, r.Code = audit.Forbidden, string(proof.Forbidden)
+	}
+	d.Audit.Note(r)
+}
+
+// heard notes a hook that was refused.
+func (d *Daemon) heard(q ask.Question, allowed bool) {
+	if !allowed {
+		d.Audit.Note(audit.Record{What: audit.Hook, Actor: "libvirt", UUID: domain.UUID(q.UUID).String(), Code: string(proof.GrantMissing), Route: q.Op.String() + " " + q.SubOp.String()})
+	}
+	poke(d.kick)
+}
+
+// unread notes a launch that was refused before the journal could name its domain.
+func unread(log *audit.Log, book *launcher.Book) func(v View) {
+	return func(v View) {
+		if v.Refusal != nil && !v.DryRun && book.Launch(v.ID) == nil {
+			log.Note(audit.Record{What: audit.Refused, Actor: "hostd", Code: string(v.Refusal.Code), UUID: v.UUID, Launch: v.ID})
+		}
+	}
+}
+
+func cut(s string) string { return s[:min(len(s), 200)] }
