@@ -220,6 +220,10 @@ func (r *reader) cross(root *node, c *Config) {
 	for _, a := range c.otherAddresses() {
 		claim("a device", a.key())
 	}
+	if len(c.Graphics) > 0 && len(c.Videos) == 0 {
+		r.malformed(root, "devices/video", "the element is missing: for graphics libvirt would choose a display")
+	}
+	r.buses(root, c)
 	r.files(root, c)
 }
 
