@@ -100,12 +100,13 @@ func (s *session) restart() error {
 
 // tally counts what became of the documents.
 type tally struct {
-	lost                          int
 	mu                            sync.Mutex
 	kinds                         [differential.Kinds]struct{ all, libvirt, ours, both int }
 	reasons, incomplete, unusable map[string]int
 	findings                      map[string]int
-	first                         map[string]*differential.Node
+	first                         map[string]*differential.Node // a document of each class of finding
+	lost                          int                           // documents of which libvirtd died
+	killer                        *differential.Node            // one of them
 }
 
 func (c *tally) add(doc *differential.Node, k differential.Kind, v verdict) {
@@ -115,6 +116,7 @@ func (c *tally) add(doc *differential.Node, k differential.Kind, v verdict) {
 	n.all++
 	if v.lost {
 		c.lost++
+		c.killer = doc
 	}
 	if v.libvirt {
 		n.libvirt++
@@ -184,6 +186,9 @@ func (c *tally) report(t *testing.T, took time.Duration) {
 	}
 	for title, m := range map[string]map[string]int{"refused at": c.reasons, "accepted by both, but libvirt refuses it in full": c.incomplete, "libvirt refuses ours": c.unusable} {
 		t.Logf("%s:\n%s", title, top(m, 40))
+	}
+	if c.killer != nil {
+		t.Logf("libvirtd died of such as %s", short(c.killer.String(), 1500))
 	}
 	t.Logf("differential: %d documents in %s; libvirt took %d, we %d, both %d, libvirtd died of %d; %d kinds of disagreement",
 		sum.all, took.Round(time.Second), sum.libvirt, sum.ours, sum.both, c.lost, len(c.findings))
