@@ -123,3 +123,20 @@ func (r *reader) buses(root *node, c *Config) {
 		on("", a)
 	}
 }
+
+// functions refuses two devices in one slot if the first does not say that there are more: libvirt would say it.
+func (r *reader) functions(root *node, c *Config) {
+	type slot struct{ bus, slot uint64 }
+	more := map[slot]bool{}
+	all := c.pciDevices()
+	for _, a := range all {
+		if a.Type == "pci" && a.Function > 0 {
+			more[slot{a.Bus, a.Slot}] = true
+		}
+	}
+	for _, a := range all {
+		if a.Type == "pci" && a.Function == 0 && more[slot{a.Bus, a.Slot}] && a.Multifunction != "on" {
+			r.malformed(root, "devices", "PCI slot %02x:%02x has several devices: write multifunction='on' for function 0", a.Bus, a.Slot)
+		}
+	}
+}

@@ -24,6 +24,11 @@ func readOtherwise() []attack {
 		{"bus that is not there", "</devices>", "<watchdog model='i6300esb'><address type='pci' bus='0x03' slot='0x01'/></watchdog></devices>", invalid, "/domain/devices/controller", "pci 3"},
 		{"drive of a controller that is not there", "</devices>", "<disk type='file'><driver type='raw'/><source file='/x'/><target dev='sda' bus='sata'/><address type='drive' controller='1' unit='0'/></disk></devices>", invalid, "/domain/devices/controller", "sata 1"},
 		{"port of a controller that is not there", "</devices>", "<channel type='unix'><target type='virtio' name='a'/><address type='virtio-serial' controller='1' bus='0' port='2'/></channel></devices>", invalid, "/domain/devices/controller", "virtio-serial 1"},
+		// libvirt sets multifunction of the first.
+		{"two devices in one slot", "</devices>", "<watchdog model='i6300esb'><address type='pci' slot='9'/></watchdog><rng model='virtio'><backend model='random'>/dev/random</backend><address type='pci' slot='9' function='1'/></rng></devices>", invalid, "/domain/devices", "multifunction='on'"},
+		{"display memory of zero", "</devices>", "<video><model type='qxl' vram='0'/></video></devices>", invalid, "/domain/devices/video/model/@vram", "zero"},
+		// libvirt without a security driver makes it type none.
+		{"label of no model", "<devices>", "<seclabel type='dynamic'/><devices>", invalid, "/domain/seclabel/@model", "missing"},
 		{"hole of a port", "</devices>", "<controller type='pci' index='1' model='pcie-root-port'><model name='pcie-root-port'/><target chassis='2' port='0x9'/><address type='pci' slot='0x03'/><pcihole64>576</pcihole64></controller></devices>", invalid, "/domain/devices/controller/pcihole64", "only a root"},
 		{"no queues", "<model type='virtio'/>", "<driver queues='0'/>", invalid, "/domain/devices/interface/driver/@queues", "zero"},
 		{"rate without bytes", "<backend model='random'>/dev/urandom", "<rate period='1000'/><backend model='random'>/dev/urandom", invalid, "/domain/devices/rng/rate/@bytes", "missing"},

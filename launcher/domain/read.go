@@ -168,7 +168,7 @@ func (r *reader) labels(root *node) {
 		if r.need(n, "type") != "dynamic" || r.oneOf(n, "relabel", "yes", "no") == "no" {
 			r.notAllowed(n, "", "%s", refusedWhy["seclabel"])
 		}
-		r.oneOf(n, "model", "dac", "apparmor", "selinux")
+		r.needOf(n, "model", "dac", "apparmor", "selinux") // without one, and without a driver, libvirt makes it type none
 		if r.running() {
 			r.ignore(r.one(n, "label"))
 			r.ignore(r.one(n, "imagelabel"))
@@ -224,6 +224,7 @@ func (r *reader) cross(root *node, c *Config) {
 		r.malformed(root, "devices/video", "the element is missing: for graphics libvirt would choose a display")
 	}
 	r.buses(root, c)
+	r.functions(root, c)
 	r.files(root, c)
 }
 

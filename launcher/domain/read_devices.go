@@ -254,8 +254,8 @@ func (r *reader) video(n *node) Video {
 	m := r.must(n, "model")
 	v := Video{
 		Model: r.needOf(m, "type", "virtio", "vga", "bochs", "cirrus", "qxl"),
-		RAM:   r.numeral(m, "ram"), VRAM: r.numeral(m, "vram"), VRAM64: r.numeral(m, "vram64"), VGAMem: r.numeral(m, "vgamem"),
-		Heads:   r.numeral(m, "heads"),
+		RAM:   r.positive(m, "ram"), VRAM: r.positive(m, "vram"), VRAM64: r.positive(m, "vram64"), VGAMem: r.positive(m, "vgamem"),
+		Heads:   r.positive(m, "heads"),
 		Primary: r.oneOf(m, "primary", "yes", "no"),
 	}
 	if v.Heads == "" && r.request() {
