@@ -25,6 +25,9 @@ func (r *reader) address(device *node, kinds ...string) Address {
 		if a.Domain != 0 || a.Bus > 255 || a.Slot > 31 || a.Function > 7 {
 			r.malformed(n, "", "there is no such PCI address")
 		}
+		if a.Bus == 0 && a.Slot == 0 {
+			r.malformed(n, "", "slot 0 of bus 0 is the machine's own: libvirt takes it for no address and chooses one")
+		}
 	case "drive":
 		a.Controller, a.Bus = r.number(n, "controller"), r.number(n, "bus")
 		a.Target, a.Unit = r.number(n, "target"), r.number(n, "unit")
@@ -82,4 +85,58 @@ func (c *Config) otherAddresses() []Address {
 		all = append(all, d.Address)
 	}
 	return all
+}
+
+// buses refuses a device on a bus that no controller of the domain makes: libvirt would add one, and others before it.
+func (r *reader) buses(root *node, c *Config) {
+	has := map[string]bool{}
+	for _, k := range c.Controllers {
+		has[fmt.Sprintf("%s %d", k.Type, k.Index)] = k.Model != "none"
+	}
+	on := func(kind string, a Address) {
+		number := a.Bus
+		switch a.Type {
+		case "":
+			return
+		case "drive", "virtio-serial":
+			number = a.Controller
+		default:
+			kind = a.Type
+		}
+		if bus := fmt.Sprintf("%s %d", kind, number); !has[bus] {
+			r.malformed(root, "devices/controller", "an address names controller %s, and there is none", bus)
+		}
+	}
+	for _, d := range c.Disks {
+		on(d.Bus, d.Address)
+	}
+	for _, ch := range c.Channels {
+		on("virtio-serial", ch.Address)
+	}
+	for _, k := range c.Controllers {
+		on("", k.Address)
+	}
+	for _, n := range c.Interfaces {
+		on("", n.Address)
+	}
+	for _, a := range c.otherAddresses() {
+		on("", a)
+	}
+}
+
+// functions refuses two devices in one slot if the first does not say that there are more: libvirt would say it.
+func (r *reader) functions(root *node, c *Config) {
+	type slot struct{ bus, slot uint64 }
+	more := map[slot]bool{}
+	all := c.pciDevices()
+	for _, a := range all {
+		if a.Type == "pci" && a.Function > 0 {
+			more[slot{a.Bus, a.Slot}] = true
+		}
+	}
+	for _, a := range all {
+		if a.Type == "pci" && a.Function == 0 && more[slot{a.Bus, a.Slot}] && a.Multifunction != "on" {
+			r.malformed(root, "devices", "PCI slot %02x:%02x has several devices: write multifunction='on' for function 0", a.Bus, a.Slot)
+		}
+	}
 }

@@ -87,7 +87,7 @@ func TestAttack(t *testing.T) {
 	live := string(readFile(t, "testdata/captured/direct.live"))
 	everything := string(readFile(t, "testdata/captured/everything.live"))
 
-	t.Run("X-XML", func(t *testing.T) { run(t, direct, Request, xmlAttacks()) })
+	t.Run("X-XML", func(t *testing.T) { run(t, direct, Request, append(xmlAttacks(), readOtherwise()...)) })
 	t.Run("X-DTD", func(t *testing.T) {
 		run(t, direct, Request, []attack{
 			{"doctype", "<domain", "<!DOCTYPE domain><domain", invalid, "/", "document type"},

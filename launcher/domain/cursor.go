@@ -148,6 +148,15 @@ func (r *reader) numeral(n *node, name string) string {
 	return strconv.FormatUint(r.number(n, name), 10)
 }
 
+// positive is numeral for fields of which libvirt takes zero for absence.
+func (r *reader) positive(n *node, name string) string {
+	v := r.numeral(n, name)
+	if v == "0" {
+		r.malformed(n, "@"+name, "zero is no value here: libvirt takes it for none")
+	}
+	return v
+}
+
 func (r *reader) parse(n *node, under, v string) uint64 {
 	digits, base := v, 10
 	if strings.HasPrefix(v, "0x") {

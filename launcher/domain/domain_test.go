@@ -222,7 +222,7 @@ func TestInteractive(t *testing.T) {
 	for what, xml := range map[string]string{
 		"pty":      "<serial type='pty'><target port='1'/></serial>",
 		"channel":  "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
-		"graphics": "<graphics type='vnc'/>",
+		"graphics": "<graphics type='vnc'/><video><model type='virtio'/></video>",
 		"video":    "<video><model type='virtio'/></video>",
 		"keyboard": "<input type='keyboard' bus='virtio'/>",
 	} {

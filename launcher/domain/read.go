@@ -169,7 +169,7 @@ func (r *reader) labels(root *node) {
 		if r.need(n, "type") != "dynamic" || r.oneOf(n, "relabel", "yes", "no") == "no" {
 			r.notAllowed(n, "", "%s", refusedWhy["seclabel"])
 		}
-		r.oneOf(n, "model", "dac", "apparmor", "selinux")
+		r.needOf(n, "model", "dac", "apparmor", "selinux") // without one, and without a driver, libvirt makes it type none
 		if r.running() {
 			r.ignore(r.one(n, "label"))
 			r.ignore(r.one(n, "imagelabel"))
@@ -221,6 +221,11 @@ func (r *reader) cross(root *node, c *Config) {
 	for _, a := range c.otherAddresses() {
 		claim("a device", a.key())
 	}
+	if len(c.Graphics) > 0 && len(c.Videos) == 0 {
+		r.malformed(root, "devices/video", "the element is missing: for graphics libvirt would choose a display")
+	}
+	r.buses(root, c)
+	r.functions(root, c)
 	r.files(root, c)
 }
 

@@ -87,7 +87,7 @@ func (r *reader) controller(n *node) Controller {
 	case "scsi":
 		k.Model = r.needOf(n, "model", "virtio-scsi")
 		if d := r.one(n, "driver"); d != nil {
-			k.Queues = r.numeral(d, "queues")
+			k.Queues = r.positive(d, "queues")
 		}
 	case "virtio-serial":
 		k.Ports, k.Vectors = r.numeral(n, "ports"), r.numeral(n, "vectors")
@@ -109,6 +109,9 @@ func (r *reader) pci(n *node, k *Controller) {
 		k.Hotplug = r.oneOf(t, "hotplug", "on", "off")
 	}
 	if h := r.one(n, "pcihole64"); h != nil {
+		if k.Model != "pcie-root" && k.Model != "pci-root" {
+			r.malformed(h, "", "only a root has it; elsewhere libvirt forgets it")
+		}
 		if u := r.oneOf(h, "unit", "KiB"); u == "" && !r.request() {
 			r.malformed(h, "@unit", "the attribute is missing")
 		}
@@ -161,7 +164,7 @@ func (r *reader) iface(n *node) Interface {
 		i.Model = "virtio"
 	}
 	if d := r.one(n, "driver"); d != nil {
-		i.Driver, i.Queues = r.oneOf(d, "name", "qemu", "vhost"), r.numeral(d, "queues")
+		i.Driver, i.Queues = r.oneOf(d, "name", "qemu", "vhost"), r.positive(d, "queues")
 		if i.Queues == "1" {
 			i.Queues = "" // libvirt takes one queue for what is the default
 		}
@@ -172,7 +175,7 @@ func (r *reader) iface(n *node) Interface {
 	}
 	i.Boot = r.bootOrder(n)
 	if m := r.one(n, "mtu"); m != nil {
-		i.MTU = r.numeral(m, "size")
+		i.MTU = r.positive(m, "size")
 	}
 	if l := r.one(n, "link"); l != nil {
 		i.Link = r.needOf(l, "state", "up", "down")
@@ -220,8 +223,13 @@ func (r *reader) graphics(n *node) Graphics {
 		if !r.request() {
 			r.malformed(n, "@autoport", "the attribute is missing")
 		}
+		if auto == "no" {
+			r.malformed(n, "@port", "the port is neither given nor libvirt's to choose")
+		}
 	} else {
-		r.parse(n, "@port", p)
+		if port := r.parse(n, "@port", p); port == 0 || port > 65535 {
+			r.malformed(n, "@port", "%.32q is no port", p)
+		}
 		g.Port = p
 	}
 	g.Listen = r.attr(n, "listen")
@@ -246,15 +254,27 @@ func (r *reader) video(n *node) Video {
 	m := r.must(n, "model")
 	v := Video{
 		Model: r.needOf(m, "type", "virtio", "vga", "bochs", "cirrus", "qxl"),
-		RAM:   r.numeral(m, "ram"), VRAM: r.numeral(m, "vram"), VRAM64: r.numeral(m, "vram64"), VGAMem: r.numeral(m, "vgamem"),
-		Heads:   r.numeral(m, "heads"),
+		RAM:   r.positive(m, "ram"), VRAM: r.positive(m, "vram"), VRAM64: r.positive(m, "vram64"), VGAMem: r.positive(m, "vgamem"),
+		Heads:   r.positive(m, "heads"),
 		Primary: r.oneOf(m, "primary", "yes", "no"),
 	}
 	if v.Heads == "" && r.request() {
 		v.Heads = "1"
 	}
+	if v.Model == "qxl" {
+		r.powers(m, "ram", "vram", "vram64", "vgamem")
+	}
 	v.Address = r.placed(n, "pci")
 	return v
+}
+
+// powers refuses sizes that libvirt would round up.
+func (r *reader) powers(n *node, names ...string) {
+	for _, name := range names {
+		if v := r.number(n, name); v&(v-1) != 0 {
+			r.malformed(n, "@"+name, "%d is no power of two: libvirt would round it up", v)
+		}
+	}
 }
 
 // audio takes the backend that libvirt gives to every domain: none.
@@ -291,7 +311,8 @@ func (r *reader) rng(n *node) RNG {
 		}
 	}
 	if t := r.one(n, "rate"); t != nil {
-		g.Bytes, g.Period = r.numeral(t, "bytes"), r.numeral(t, "period")
+		r.need(t, "bytes") // a period alone libvirt forgets
+		g.Bytes, g.Period = r.positive(t, "bytes"), r.positive(t, "period")
 	}
 	g.Address = r.placed(n, "pci")
 	return g

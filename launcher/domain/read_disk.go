@@ -30,6 +30,9 @@ func (r *reader) disk(n *node) Disk {
 	r.oneOf(n, "snapshot", "no", "internal", "external", "manual") // how libvirt would snapshot: decides nothing of the guest
 	src := r.one(n, "source")
 	empty := d.Device == "cdrom" && (src == nil || r.running() && !r.has(src, sourceAttr(d.Type)))
+	if empty && !r.running() && d.Type != "file" {
+		r.malformed(n, "@type", "a drive without a medium is of type file: libvirt makes it so")
+	}
 	r.diskDriver(r.must(n, "driver"), &d, empty)
 	switch {
 	case empty && src != nil:
@@ -49,7 +52,7 @@ func (r *reader) disk(n *node) Disk {
 	}
 	d.Boot = r.bootOrder(n)
 	if b := r.one(n, "blockio"); b != nil {
-		d.Logical, d.Physical = r.numeral(b, "logical_block_size"), r.numeral(b, "physical_block_size")
+		d.Logical, d.Physical = r.positive(b, "logical_block_size"), r.positive(b, "physical_block_size")
 	}
 	r.alias(n)
 	d.Address = r.address(n, "pci", "drive", "usb")
@@ -71,7 +74,7 @@ func (r *reader) diskDriver(n *node, d *Disk, empty bool) {
 	d.Zeroes = r.oneOf(n, "detect_zeroes", "on", "off", "unmap")
 	d.Error = r.oneOf(n, "error_policy", "stop", "report", "ignore", "enospace")
 	d.RError = r.oneOf(n, "rerror_policy", "stop", "report", "ignore")
-	d.Queues = r.numeral(n, "queues")
+	d.Queues = r.positive(n, "queues")
 }
 
 // source reads the path of a disk or of a layer below it.

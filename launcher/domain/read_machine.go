@@ -336,27 +336,33 @@ func (r *reader) sysinfo(root *node, c *Config) {
 	}
 }
 
+// smbios takes each table once: of a second one libvirt reads nothing, or (baseBoard) makes a second board. Entries have
+// libvirt's order, since it keeps no other; those of oemStrings keep their own.
 func (r *reader) smbios(n *node, c *Config) {
 	for _, table := range tables {
-		seen := map[string]bool{}
-		for _, t := range r.all(n, table.name) {
-			for _, e := range r.all(t, "entry") {
-				entry := SMBIOSEntry{Table: table.name, Value: r.word(e)}
-				if table.entries != "" {
-					entry.Name = r.needOf(e, "name", strings.Fields(table.entries)...)
-					if seen[entry.Name] {
-						r.malformed(e, "", "entry %q is there twice", entry.Name)
-					}
-					seen[entry.Name] = true
-				}
-				if table.name == "system" && entry.Name == "uuid" {
-					// The guest sees the domain's UUID here anyway; libvirt takes no other.
-					if id, err := ParseUUID(entry.Value); (err != nil || id != c.UUID) && r.err == nil {
-						r.malformed(e, "", "it is not the domain's UUID")
-					}
-					continue
-				}
+		names, found, seen := strings.Fields(table.entries), map[string]SMBIOSEntry{}, map[string]bool{}
+		for _, e := range r.all(r.one(n, table.name), "entry") {
+			entry := SMBIOSEntry{Table: table.name, Value: r.word(e)}
+			if table.entries == "" {
 				c.SMBIOS.Entries = append(c.SMBIOS.Entries, entry)
+				continue
+			}
+			entry.Name = r.needOf(e, "name", names...)
+			if seen[entry.Name] {
+				r.malformed(e, "", "entry %q is there twice", entry.Name)
+			}
+			if seen[entry.Name] = true; table.name == "system" && entry.Name == "uuid" {
+				// The guest sees the domain's UUID here anyway; libvirt takes no other.
+				if id, err := ParseUUID(entry.Value); (err != nil || id != c.UUID) && r.err == nil {
+					r.malformed(e, "", "it is not the domain's UUID")
+				}
+				continue
+			}
+			found[entry.Name] = entry
+		}
+		for _, name := range names {
+			if e, ok := found[name]; ok {
+				c.SMBIOS.Entries = append(c.SMBIOS.Entries, e)
 			}
 		}
 	}
