@@ -46,6 +46,9 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	if err := h.AwaitConsole(ctx, "bound", lab.UserSpaceUp); err != nil {
 		t.Fatal(err)
 	}
+	until(t, "the guest does not answer", func() error {
+		return tenant.Do(ctx, h, nil, "domain", "challenge", id, "--trust", "trust.json", "--key", "g.key", "--proof", "g.proof")
+	})
 	status, err := h.Exec(ctx, "sh", "-c", "cat /proc/$(pidof troth-hostd)/status")
 	if err != nil {
 		t.Fatal(err)

@@ -73,3 +73,15 @@ func uuids(t *testing.T, text ...string) (out [][16]byte) {
 	}
 	return out
 }
+
+// until tries until something holds.
+func until(t *testing.T, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for err := try(); err != nil; err = try() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
