@@ -37,7 +37,19 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	g := l.Guest
 	do(tenant, nil, "token", "new", "--trust", "trust.json", "--profile", profile.Name+"@"+profile.Digest, "--kernel", filepath.Join(g.Outside, "vmlinuz"),
 		"--initrd", filepath.Join(g.Outside, "initrd"), "--cmdline", g.CommandLine, "--interactive", "no", "--key-out", "g.key", "--token-out", "g.token")
-	xml := g.XML(lab.Domain{Name: "bound", UUID: id})
+	// An image as libvirt leaves images: of another owner, readable by nobody else.
+	kernel, err := os.ReadFile(filepath.Join(g.Outside, "vmlinuz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const private = "/var/lib/libvirt/images/vmlinuz"
+	if err := os.MkdirAll(filepath.Dir(h.Path(private)), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(h.Path(private), kernel, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	xml := g.XML(lab.Domain{Name: "bound", UUID: id, Kernel: private})
 	if err := os.WriteFile(filepath.Join(dir, "g.xml"), []byte(xml), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -142,6 +142,11 @@ func (l *Lab) build(ctx context.Context) error {
 			return fmt.Errorf("cannot make the lab's directory: %w", err)
 		}
 	}
+	if o.Polkit { // others than root go through it to the TPM's socket; what is in it is their own business
+		if err := os.Chmod(l.dir, 0o711); err != nil {
+			return fmt.Errorf("cannot open the lab's directory: %w", err)
+		}
+	}
 	l.arrange()
 	if err := os.MkdirAll(o.Cache, 0o755); err != nil {
 		return fmt.Errorf("cannot make the cache: %w", err)

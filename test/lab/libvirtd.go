@@ -13,7 +13,7 @@ import (
 // libvirtdConf: no socket but the two local ones, no authentication, as root is the only user of a host.
 const libvirtdConf = `host_uuid = "%s"
 unix_sock_group = "root"
-unix_sock_ro_perms = "0777"
+unix_sock_ro_perms = "0700"
 unix_sock_rw_perms = "0700"
 auth_unix_ro = "none"
 auth_unix_rw = "none"
