@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unre
 LDFLAGS := -s -w -X main.version=$(VERSION)
 TOOL := $(GO) tool -modfile=tools/go.mod
 # Everything but the daemon that speaks to libvirt is pure Go and static.
-PURE := ./cmd/troth ./cmd/troth-hook ./cmd/troth-verifierd
+PURE := ./cmd/troth ./cmd/troth-hook ./cmd/troth-registered ./cmd/troth-verifierd
 # The rooms whose tests need nothing but Go; the lab, stories and real parts run under `make test`.
 FUZZTIME ?= 20s
 
@@ -24,7 +24,7 @@ deps: ## install what build, tests and demo need from Debian (root)
 demo: build lab ## a proven VM from one command, then the cheats (root)
 	@$(BUILD)/tell -build $(BUILD)
 
-build: deps ## build the four programs into build/
+build: deps ## build the programs into build/
 	@mkdir -p $(BUILD)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BUILD)/ $(PURE)
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BUILD)/ ./cmd/troth-hostd

@@ -219,10 +219,8 @@ func (g Gate) trust(s subject) ask.Flags {
 	if r.All {
 		f |= ask.All
 	}
-	for _, u := range r.UUIDs {
-		if u == s.uuid {
-			f |= ask.Registered
-		}
+	if r.Has(s.uuid) {
+		f |= ask.Registered
 	}
 	if touches(s, r.Volumes) {
 		f |= ask.OnVolume

@@ -114,7 +114,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Attester.Start()
 	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log, Heard: d.heard}
 	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
-	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: d.Virt, Images: d.Images, Hook: d.Hook,
+	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: published{d.Virt, d.Registry}, Images: d.Images, Hook: d.Hook,
 		Secrets: d.Room, Book: book, Clock: d.Clock, Log: d.Log}
 	if uid >= 0 {
 		u := uint32(uid)

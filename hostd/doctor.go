@@ -63,6 +63,7 @@ func (d *Doctor) Examine(ctx context.Context) []Finding {
 	var all []Finding
 	all = append(all, d.chip(ctx)...)
 	all = append(all, d.libvirt(ctx), d.hook(), d.hookSocket())
+	all = append(all, Access{}.Findings()...)
 	all = append(all, d.verifier(ctx)...)
 	return all
 }

@@ -42,6 +42,9 @@ type Registry struct {
 	Volumes []Volume
 }
 
+// Has says whether the UUID is registered.
+func (r Registry) Has(uuid [16]byte) bool { return slices.Contains(r.UUIDs, uuid) }
+
 const registryHeader = "troth registry 1\n"
 
 // Encode gives the registry's only encoding: a header line, then sorted lines

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -64,20 +65,35 @@ func (r *Room) Channel(uuid string) (string, error) {
 	if err != nil || !info.IsDir() {
 		return "", fmt.Errorf("cannot use the folder of a guest: %w", errors.Join(err, fs.ErrInvalid))
 	}
-	if r.uid >= 0 {
-		// QEMU's user owns the folder to make the socket in it; it is not ours, so we keep in by our group.
-		if err := os.Chown(dir, r.uid, os.Getegid()); err != nil {
-			return "", fmt.Errorf("cannot give the folder of a guest to QEMU: %w", err)
-		}
-		if err := os.Chmod(dir, 0o770); err != nil {
-			return "", fmt.Errorf("cannot give the folder of a guest to QEMU: %w", err)
-		}
+	if err := r.give(dir, info); err != nil {
+		return "", fmt.Errorf("cannot give the folder of a guest to QEMU: %w", err)
 	}
 	path := r.ChannelPath(uuid)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("cannot remove an old channel: %w", err)
 	}
 	return path, nil
+}
+
+// give makes QEMU's user the owner of a domain's folder, to make the socket in it; we keep in by our group. The mode comes first: who
+// has CAP_CHOWN may give a folder away, and without CAP_FOWNER cannot change what is not theirs any more. A crash between the two
+// leaves a folder that is still ours, and a folder that was given is left as it is.
+func (r *Room) give(dir string, info fs.FileInfo) error {
+	if r.uid < 0 {
+		return nil
+	}
+	const mode = 0o770
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fs.ErrInvalid
+	}
+	if int(st.Uid) == r.uid && int(st.Gid) == os.Getegid() && info.Mode().Perm() == mode {
+		return nil
+	}
+	if err := os.Chmod(dir, mode); err != nil {
+		return err
+	}
+	return os.Chown(dir, r.uid, os.Getegid())
 }
 
 // File is where the guest's secret stands while QEMU starts. It is beside the domain's folder, which QEMU's user could fill with links.

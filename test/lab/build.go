@@ -38,7 +38,7 @@ func DefaultCache() (string, error) {
 // Binaries is the directory with the programs that the lab runs.
 func (l *Lab) Binaries() string { return l.options.Binaries }
 
-// buildPrograms builds the four programs into the cache. What is up to date is not built again.
+// buildPrograms builds the programs into the cache. What is up to date is not built again.
 func (l *Lab) buildPrograms(ctx context.Context) error {
 	l.say("building the programs")
 	root, err := moduleRoot()
@@ -50,7 +50,7 @@ func (l *Lab) buildPrograms(ctx context.Context) error {
 		return fmt.Errorf("cannot build: %w", err)
 	}
 	for cgo, packages := range map[string][]string{
-		"CGO_ENABLED=0": {"./cmd/troth", "./cmd/troth-hook", "./cmd/troth-verifierd"},
+		"CGO_ENABLED=0": {"./cmd/troth", "./cmd/troth-hook", "./cmd/troth-registered", "./cmd/troth-verifierd"},
 		"CGO_ENABLED=1": {"./cmd/troth-hostd"},
 	} {
 		argv := append([]string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/"}, packages...)

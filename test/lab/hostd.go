@@ -29,7 +29,7 @@ user = "` + qemuUser + `"
 `
 
 // configureHostd issues the host's certificate and writes its configuration.
-func (h *Host) configureHostd() error {
+func (h *Host) configureHostd(ctx context.Context) error {
 	cert, err := h.lab.PKI.Server(h.Name, RoleHost, h.Name, h.Address)
 	if err != nil {
 		return err
@@ -43,15 +43,22 @@ func (h *Host) configureHostd() error {
 	if err := copyFile(cert.KeyFile, filepath.Join(etc, "hostd.key"), 0o600); err != nil {
 		return err
 	}
+	if err := h.give(ctx, Hostd, "0640", "/etc/troth/hostd.key"); err != nil {
+		return err
+	}
 	return writeFile(filepath.Join(etc, "hostd.toml"), fmt.Sprintf(hostdConf, h.Name, h.TPMSocket(), h.EventLog()), 0o644)
 }
 
 // Provision enrols the host: troth-hostd provision. An operator has yet to approve it.
 func (h *Host) Provision(ctx context.Context) error {
-	if err := h.configureHostd(); err != nil {
+	if err := h.configureHostd(ctx); err != nil {
 		return err
 	}
-	_, err := h.Exec(ctx, "troth-hostd", "provision")
+	argv, err := h.hostdCommand("provision")
+	if err != nil {
+		return err
+	}
+	_, err = h.Exec(ctx, argv...)
 	return err
 }
 
@@ -62,7 +69,11 @@ func (h *Host) Approve(ctx context.Context) error {
 
 // StartHostd starts troth-hostd and waits until its API answers. That is before the first verdict.
 func (h *Host) StartHostd(ctx context.Context) error {
-	if err := h.start(ctx, "hostd", binariesInside+"/troth-hostd", "serve"); err != nil {
+	argv, err := h.hostdCommand("serve")
+	if err != nil {
+		return err
+	}
+	if err := h.start(ctx, "hostd", argv...); err != nil {
 		return err
 	}
 	c := h.UnixClient()

@@ -24,6 +24,10 @@ type Options struct {
 	// Until says how far New goes. The rest is left to calls of Verifier.Start, Host.Boot, Host.Provision, …
 	Until Stage
 
+	// Polkit makes hosts as an operator installs them: libvirt asks polkit, with Troth's rule, and troth-hostd runs as the user and with
+	// the capabilities that its unit names. Without it root is the only user of a host.
+	Polkit bool
+
 	Epoch, Verdict time.Duration // how often hosts attest and how long a verdict holds; 2 s and 6 s if zero
 	Binds          []string      // directories that hosts see under the same path, besides the lab's and the binaries'
 	Log            io.Writer     // a line per step; none if nil
@@ -136,6 +140,11 @@ func (l *Lab) build(ctx context.Context) error {
 	for _, dir := range []string{"log", "shared", "pki"} {
 		if err := os.MkdirAll(filepath.Join(l.dir, dir), 0o755); err != nil {
 			return fmt.Errorf("cannot make the lab's directory: %w", err)
+		}
+	}
+	if o.Polkit { // others than root go through it to the TPM's socket; what is in it is their own business
+		if err := os.Chmod(l.dir, 0o711); err != nil {
+			return fmt.Errorf("cannot open the lab's directory: %w", err)
 		}
 	}
 	l.arrange()
@@ -286,6 +295,13 @@ func (l *Lab) spawnNode(ctx context.Context, n *Node) error {
 		// A directory of its own for the mount point, since /opt is the machine's.
 		c.Files = append(c.Files, bind{Source: l.options.Binaries, Target: binariesInside, ReadOnly: true})
 		c.Path = []string{binariesInside}
+	}
+	if l.options.Polkit && n != &l.Verifier.Node {
+		binds, err := l.preparePolkit(ctx, c.Tree)
+		if err != nil {
+			return err
+		}
+		c.Files = append(c.Files, binds...)
 	}
 	return l.spawner.spawn(ctx, l.dir, n, c)
 }

@@ -13,7 +13,7 @@ import (
 // libvirtdConf: no socket but the two local ones, no authentication, as root is the only user of a host.
 const libvirtdConf = `host_uuid = "%s"
 unix_sock_group = "root"
-unix_sock_ro_perms = "0777"
+unix_sock_ro_perms = "0700"
 unix_sock_rw_perms = "0700"
 auth_unix_ro = "none"
 auth_unix_rw = "none"
@@ -33,8 +33,12 @@ max_core = 0
 // configureLibvirt writes libvirtd's configuration and installs the hook, which libvirtd looks for only when it starts.
 func (h *Host) configureLibvirt() error {
 	etc := h.Path("/etc/libvirt")
+	conf := libvirtdConf
+	if h.lab.options.Polkit {
+		conf = libvirtdPolkitConf
+	}
 	for file, text := range map[string]string{
-		"libvirtd.conf": fmt.Sprintf(libvirtdConf, nodeUUID(h.Name)),
+		"libvirtd.conf": fmt.Sprintf(conf, nodeUUID(h.Name)),
 		"qemu.conf":     qemuConf,
 	} {
 		if err := writeFile(filepath.Join(etc, file), text, 0o644); err != nil {
@@ -52,8 +56,16 @@ func (h *Host) configureLibvirt() error {
 }
 
 // StartLibvirtd starts the host's libvirtd and waits until it serves the QEMU driver.
-func (h *Host) StartLibvirtd(ctx context.Context) error {
-	if err := h.start(ctx, "libvirtd", "libvirtd", "--config", "/etc/libvirt/libvirtd.conf"); err != nil {
+func (h *Host) StartLibvirtd(ctx context.Context) error { return h.StartLibvirtdWith(ctx) }
+
+// StartLibvirtdWith starts it with further arguments.
+func (h *Host) StartLibvirtdWith(ctx context.Context, args ...string) error {
+	if h.lab.options.Polkit {
+		if err := h.startPolkit(ctx); err != nil {
+			return err
+		}
+	}
+	if err := h.start(ctx, "libvirtd", append([]string{"libvirtd", "--config", "/etc/libvirt/libvirtd.conf"}, args...)...); err != nil {
 		return err
 	}
 	return h.await(ctx, "libvirtd", func() error {

@@ -46,7 +46,10 @@ func (h *Host) StartTPM(ctx context.Context) error {
 	if err := h.start(ctx, "swtpm", txt.Command(h.tpmDir()).Args...); err != nil {
 		return err
 	}
-	return h.await(ctx, "swtpm", func() error { _, err := txt.Attach(h.tpmDir()); return err })
+	if err := h.await(ctx, "swtpm", func() error { _, err := txt.Attach(h.tpmDir()); return err }); err != nil {
+		return err
+	}
+	return h.give(ctx, "tss", "0660", h.TPMSocket())
 }
 
 // KillTPM takes the TPM away: its sockets refuse connections.

@@ -1,0 +1,81 @@
+package hooks
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"troth/hooks/ask"
+)
+
+// What troth-registered prints. polkit's rule takes the second, whole and with exit status 0, for 'not ours', and whatever else for 'ours'.
+const (
+	saysRegistered = "registered\n"
+	saysUntrusted  = "untrusted\n"
+)
+
+// unanswered is the exit status without an answer.
+const unanswered = 2
+
+// answerWithin is shorter than what polkit waits for a helper (10 s, polkit(8)): a rule is evaluated while everybody else waits.
+const answerWithin = 2 * time.Second
+
+// RegisteredMain is the whole of troth-registered: it limits itself, answers, and gives the exit status.
+func RegisteredMain() int {
+	debug.SetTraceback("none")
+	if err := limit(); err != nil {
+		return unanswered
+	}
+	time.AfterFunc(answerWithin, func() { os.Exit(unanswered) })
+	return Gate{Registry: RegistryPath}.Registered(os.Args[1:], os.Stdout)
+}
+
+// Registered answers one question about the registry: 'domain UUID', or 'volume KEY' with a path or a volume's bare name.
+// Without a registry nothing is registered; in a damaged one, and in one that says 'all', every domain is. A mark cannot be asked
+// for: polkit sees no XML.
+func (g Gate) Registered(argv []string, stdout io.Writer) int {
+	if len(argv) != 2 {
+		return unanswered
+	}
+	var is func(ask.Registry) bool
+	switch argv[0] {
+	case "domain":
+		id, err := parseUUID(argv[1])
+		if err != nil {
+			return unanswered
+		}
+		is = func(r ask.Registry) bool { return r.All || r.Has(id) }
+	case "volume":
+		if argv[1] == "" {
+			return unanswered
+		}
+		// 'all' says nothing about volumes: domains do not start without hostd, and hostd measures what they start from.
+		is = func(r ask.Registry) bool { return touches(volumeSubject(argv[1]), r.Volumes) }
+	default:
+		return unanswered
+	}
+	r, err := ask.ReadRegistry(g.Registry)
+	says := saysUntrusted
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || err == nil && is(r) {
+		says = saysRegistered
+	}
+	if _, err := io.WriteString(stdout, says); err != nil {
+		return unanswered
+	}
+	return 0
+}
+
+// volumeSubject looks at a volume as at a disk of a domain. A key of a directory pool is a path; of others (rbd, gluster) it is not, and may hold one.
+func volumeSubject(key string) subject {
+	switch {
+	case filepath.IsAbs(key):
+		return subject{paths: []string{key}}
+	case filepath.Base(key) == key:
+		return subject{volumes: []string{key}}
+	}
+	return subject{mentions: []string{key}}
+}
