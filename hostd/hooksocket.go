@@ -24,6 +24,8 @@ type HookSocket struct {
 	Log    *slog.Logger
 	// Heard is told of every question that was refused, and of ended guests. It must not block.
 	Heard func(q ask.Question, allowed bool)
+	// Live says whether libvirt calls the hook; nil: only the script is looked at.
+	Live interface{ Ready() error }
 
 	mu       sync.Mutex
 	expected map[[32]byte]*expected
@@ -43,6 +45,9 @@ type expected struct {
 func (h *HookSocket) Ready() error {
 	if !h.serving.Load() {
 		return errors.New("nobody serves the hook's socket")
+	}
+	if h.Live != nil {
+		return h.Live.Ready()
 	}
 	return CheckScript(h.Script)
 }
@@ -83,7 +88,7 @@ func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte) launcher.Expect
 func (e *expected) Called() bool {
 	e.socket.mu.Lock()
 	defer e.socket.mu.Unlock()
-	return e.seen[ask.OpPrepare] && e.seen[ask.OpStart]
+	return e.seen[ask.OpPrepare] && e.seen[ask.OpStart] && e.seen[ask.OpStarted]
 }
 
 // Done implements launcher.Expected.

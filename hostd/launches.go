@@ -27,6 +27,7 @@ type Launches struct {
 	Launcher *launcher.Launcher
 	Log      *slog.Logger
 	Timeout  time.Duration
+	Missed   func()          // is told of a launch that libvirt started without asking the hook
 	ctx      context.Context // of the daemon: launches end with it, and are undone
 	slots    chan struct{}
 	work     sync.WaitGroup
@@ -129,6 +130,9 @@ func (l *Launches) run(n *Launch, req launcher.Request) {
 	v := n.View()
 	if refusal != nil {
 		l.Log.Warn("launch refused", "launch", v.ID, "uuid", v.UUID, "step", v.Step, "code", string(refusal.Code), "sentence", refusal.Sentence)
+		if refusal.Code == proof.HookNotLive && v.Step == launcher.StepCreate && l.Missed != nil {
+			l.Missed()
+		}
 		return
 	}
 	l.Log.Info("launch done", "launch", v.ID, "uuid", v.UUID, "dry_run", v.DryRun)

@@ -200,6 +200,16 @@ func (l *libvirtd) Running(ctx context.Context) ([]domain.UUID, error) {
 	return running, nil
 }
 
+// Session numbers the connection that is open now; 0: there is none.
+func (l *libvirtd) Session() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil {
+		return 0
+	}
+	return l.conn.Session()
+}
+
 func (l *libvirtd) Next(ctx context.Context) error {
 	if _, err := l.connect(ctx); err != nil {
 		return err
