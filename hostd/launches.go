@@ -127,8 +127,12 @@ func (l *Launches) run(n *Launch, req launcher.Request) {
 	}
 	out, refusal := l.Launcher.Launch(ctx, req, n)
 	n.end(out, refusal)
-	v := n.View()
-	if refusal != nil {
+	l.tell(n.View())
+}
+
+// tell says how a launch ended. A start that the hook did not see speaks of the host, not of the launch alone.
+func (l *Launches) tell(v View) {
+	if refusal := v.Refusal; refusal != nil {
 		l.Log.Warn("launch refused", "launch", v.ID, "uuid", v.UUID, "step", v.Step, "code", string(refusal.Code), "sentence", refusal.Sentence)
 		if refusal.Code == proof.HookNotLive && v.Step == launcher.StepCreate && l.Missed != nil {
 			l.Missed()

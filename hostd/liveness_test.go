@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"troth/hooks/ask"
+	"troth/launcher"
 	"troth/launcher/domain"
+	"troth/proof"
 )
 
 func (m *machine) liveness() *Liveness {
@@ -259,4 +261,20 @@ func TestHookCondition(t *testing.T) {
 	if c := s.hook(); c.State != OK || !strings.Contains(c.Evidence, `libvirt also runs "a" of /hooks/qemu.d`) {
 		t.Errorf("live: %+v", c)
 	}
+}
+
+// TestMissedLaunch: a start that the hook did not see ends the liveness; a launch that was refused because there was none changes nothing.
+func TestMissedLaunch(t *testing.T) {
+	m := newMachine()
+	l := m.liveness()
+	l.round(t.Context())
+	launches := NewLaunches(t.Context(), nil, slog.New(slog.DiscardHandler), 1, time.Minute)
+	launches.Missed = l.Missed
+	launches.tell(View{Step: launcher.StepDecide, Refusal: proof.Refuse(proof.HookNotLive, "not live")})
+	launches.tell(View{Step: launcher.StepCreate, Refusal: proof.Refuse(proof.Internal, "another")})
+	if err := l.Ready(); err != nil {
+		t.Error(err)
+	}
+	launches.tell(View{Step: launcher.StepCreate, Refusal: proof.Refuse(proof.HookNotLive, "not asked")})
+	expect(t, l, "without asking the hook")
 }
