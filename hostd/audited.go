@@ -66,9 +66,9 @@ func (d *Daemon) Audited(caller, route, uuid string, forbidden bool) {
 }
 
 // heard notes a hook that was refused.
-func (d *Daemon) heard(q ask.Question, allowed bool) {
-	if !allowed {
-		d.Audit.Note(audit.Record{What: audit.Hook, Actor: "libvirt", UUID: domain.UUID(q.UUID).String(), Code: string(proof.GrantMissing), Route: q.Op.String() + " " + q.SubOp.String()})
+func (d *Daemon) heard(q ask.Question, a ask.Answer) {
+	if !a.Allow {
+		d.Audit.Note(audit.Record{What: audit.Hook, Actor: "libvirt", UUID: domain.UUID(q.UUID).String(), Code: a.Code.String(), Route: q.Op.String() + " " + q.SubOp.String()})
 	}
 	poke(d.kick)
 }

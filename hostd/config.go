@@ -41,7 +41,7 @@ import (
 //
 //	[hook]
 //	socket = "/run/troth/hook.sock"      # default: run_dir/hook.sock
-//	script = "/etc/libvirt/hooks/qemu"   # what libvirt runs; must be there and executable, or no launch is permitted
+//	script = "/etc/libvirt/hooks/qemu"   # what libvirt runs; libvirt must be seen to call it (docs/hook.md), or no launch is permitted
 //	uids   = [ ]                         # besides root, who libvirtd runs hooks as
 //
 //	[qemu]

@@ -32,6 +32,8 @@ type Libvirt interface {
 	Running(ctx context.Context) ([]domain.UUID, error)
 	// Autostart says whether libvirt starts the domain when the host boots; false for one that it does not know.
 	Autostart(ctx context.Context, id domain.UUID) (bool, error)
+	// Session numbers the connection that is open now; 0: there is none. Another number may mean another libvirtd.
+	Session() uint64
 	// Next waits for something to happen to a domain.
 	Next(ctx context.Context) error
 }
@@ -57,6 +59,7 @@ type Daemon struct {
 
 	Attester *Attester
 	Hook     *HookSocket
+	Liveness *Liveness
 	Registry *Registry
 	Status   *Status
 	Launcher *launcher.Launcher
@@ -112,7 +115,8 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Attester = &Attester{Chip: d.Chip, Judge: d.Judge, SPKI: d.Identity.SPKI, EventLog: d.Config.TPM.EventLog, LogKind: d.Config.TPM.LogKind,
 		Clock: d.Clock, Log: d.Log, Dated: d.Clock.Dated}
 	d.Attester.Start()
-	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log, Heard: d.heard}
+	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log}
+	d.live()
 	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
 	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: published{d.Virt, d.Registry}, Images: d.Images, Hook: d.Hook,
 		Secrets: d.Room, Book: book, Clock: d.Clock, Log: d.Log}
@@ -122,13 +126,14 @@ func (d *Daemon) Open(ctx context.Context) error {
 	}
 	d.Launcher.Start()
 	d.Hook.Starts = d.Launcher
-	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { return len(book.Owed()) }}
+	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Liveness: d.Liveness, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { return len(book.Owed()) }}
 	timeout, err := time.ParseDuration(d.Config.Launch.Timeout)
 	if err != nil {
 		return fmt.Errorf("launch.timeout: %w", err)
 	}
 	d.Launches = NewLaunches(d.ctx, d.Launcher, d.Log, d.Config.Launch.Max, timeout)
 	d.Launches.Ended = unread(d.Audit, book)
+	d.Launches.Missed = d.Liveness.Missed
 	// The registry before the socket: a hook that finds the socket finds the registry of now.
 	if err := d.Registry.Publish(); err != nil {
 		return err
@@ -169,6 +174,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	workers.Go(func() { d.events(d.ctx) })
 	workers.Go(func() { d.arming(d.ctx) })
 	workers.Go(func() { d.autostart(d.ctx) })
+	workers.Go(func() { d.Liveness.Run(d.ctx) })
 	workers.Go(func() { watchdog(d.ctx, d.Log, d.alive) })
 	audits, unaudited := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -199,6 +205,18 @@ func (d *Daemon) Run(ctx context.Context) error {
 // alive is what the watchdog asks: the reconcile worker goes round.
 func (d *Daemon) alive() bool {
 	return d.Clock.Boot()-time.Duration(d.beat.Load()) < 2*time.Minute
+}
+
+// live puts the hook's liveness between hook socket, launcher and libvirt.
+func (d *Daemon) live() {
+	var canary *Canary
+	d.Liveness, canary = NewLiveness(d.Config.Hook.Script, d.Virt, d.Virt.Session, d.Log)
+	d.Hook.Live = d.Liveness
+	d.Hook.Heard = func(q ask.Question, a ask.Answer) {
+		if !canary.Heard(q, a.Allow) {
+			d.heard(q, a)
+		}
+	}
 }
 
 func poke(c chan struct{}) {

@@ -14,6 +14,6 @@
 //	                                                               |              |
 //	                                                               +-- hooksocket <
 //
-// One worker per duty and file: attest.go, hooksocket.go, events.go, reconcile.go, registry.go, watchdog.go. Workers leave newest values, not queues;
+// One worker per duty and file: attest.go, hooksocket.go, liveness.go, events.go, reconcile.go, registry.go, watchdog.go. Workers leave newest values, not queues;
 // the one exception is the outbox of chain events, which must not be lost and stands in the journal.
 package hostd

@@ -62,7 +62,7 @@ func unknown(name, remedy, format string, a ...any) Finding {
 func (d *Doctor) Examine(ctx context.Context) []Finding {
 	var all []Finding
 	all = append(all, d.chip(ctx)...)
-	all = append(all, d.libvirt(ctx), d.hook(), d.hookSocket())
+	all = append(all, d.libvirt(ctx), d.hook(ctx), d.hookSocket())
 	all = append(all, Access{}.Findings()...)
 	all = append(all, d.verifier(ctx)...)
 	return all
@@ -198,11 +198,19 @@ func (d *Doctor) libvirt(ctx context.Context) Finding {
 	return good("libvirt", "%s: %s", d.Config.Libvirt.URI, version)
 }
 
-func (d *Doctor) hook() Finding {
+// hook looks at the file itself; whether libvirt calls it, only a troth-hostd at work can try.
+func (d *Doctor) hook(ctx context.Context) Finding {
 	if err := CheckScript(d.Config.Hook.Script); err != nil {
 		return bad("hook", "Install troth-hook as "+d.Config.Hook.Script+" and send libvirtd a SIGHUP.", "%v", err)
 	}
-	return good("hook", "%s is there and executable", d.Config.Hook.Script)
+	said, err := d.Serving(ctx)
+	at := slices.IndexFunc(said, func(f Finding) bool { return f.Name == "hook" })
+	if err != nil || at < 0 {
+		return unknown("hook", "Start troth-hostd, which tries it.", "%s is there and executable; nobody has tried whether libvirt calls it", d.Config.Hook.Script)
+	}
+	f := said[at]
+	f.Evidence = "troth-hostd at work says: " + f.Evidence
+	return f
 }
 
 func (d *Doctor) hookSocket() Finding {

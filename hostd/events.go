@@ -16,5 +16,6 @@ func (d *Daemon) events(ctx context.Context) {
 			}
 		}
 		poke(d.kick)
+		d.Liveness.Look() // libvirt may have been connected anew
 	}
 }

@@ -26,7 +26,9 @@ type HookSocket struct {
 	// Starts judges starts by other clients than us; nil: none is permitted.
 	Starts Starts
 	// Heard is told of every question that was refused, and of ended guests. It must not block.
-	Heard func(q ask.Question, allowed bool)
+	Heard func(q ask.Question, a ask.Answer)
+	// Live says whether libvirt calls the hook; nil: only the script is looked at.
+	Live interface{ Ready() error }
 
 	mu       sync.Mutex
 	expected map[[32]byte]*expected
@@ -54,6 +56,9 @@ type expected struct {
 func (h *HookSocket) Ready() error {
 	if !h.serving.Load() {
 		return errors.New("nobody serves the hook's socket")
+	}
+	if h.Live != nil {
+		return h.Live.Ready()
 	}
 	return CheckScript(h.Script)
 }
@@ -94,7 +99,7 @@ func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte) launcher.Expect
 func (e *expected) Called() bool {
 	e.socket.mu.Lock()
 	defer e.socket.mu.Unlock()
-	return e.seen[ask.OpPrepare] && e.seen[ask.OpStart]
+	return e.seen[ask.OpPrepare] && e.seen[ask.OpStart] && e.seen[ask.OpStarted]
 }
 
 // Done implements launcher.Expected.
@@ -119,7 +124,7 @@ func (h *HookSocket) answer(ctx context.Context, q ask.Question, xml []byte) ask
 		h.Log.Warn("refused a hook", "uuid", domain.UUID(q.UUID).String(), "op", q.Op.String(), "subop", q.SubOp.String(), "code", a.Code.String())
 	}
 	if h.Heard != nil {
-		h.Heard(q, a.Allow)
+		h.Heard(q, a)
 	}
 	return a
 }

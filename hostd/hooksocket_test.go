@@ -32,6 +32,7 @@ func TestOwnStart(t *testing.T) {
 	if e.Called() {
 		t.Error("called before anything")
 	}
+	called := false // from prepare, start and started on, not before
 	for _, step := range []struct {
 		name  string
 		q     ask.Question
@@ -49,6 +50,7 @@ func TestOwnStart(t *testing.T) {
 		{"unknown", question(ask.OpUnknown, uuid, id), false},
 		{"start", question(ask.OpStart, uuid, id), true},
 		{"start again", question(ask.OpStart, uuid, id), false},
+		{"started of another", question(ask.OpStarted, domain.UUID{9}, id), false},
 		{"started", question(ask.OpStarted, uuid, id), true},
 		{"stopped", question(ask.OpStopped, uuid, id), true},
 		{"reconnect", question(ask.OpReconnect, domain.UUID{8}, [32]byte{}), true},
@@ -57,9 +59,12 @@ func TestOwnStart(t *testing.T) {
 		if a.Allow != step.allow || !a.Allow && a.Code != ask.GrantMissing {
 			t.Errorf("%s: %+v", step.name, a)
 		}
-	}
-	if !e.Called() {
-		t.Error("not called after prepare and start")
+		if began := step.q.Op == ask.OpStarted && a.Allow; began {
+			called = true
+		}
+		if e.Called() != called {
+			t.Errorf("%s: called %v", step.name, !called)
+		}
 	}
 	e.Done()
 	if h.judge(t.Context(), question(ask.OpPrepare, uuid, id), nil).Allow {

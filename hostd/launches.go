@@ -28,6 +28,7 @@ type Launches struct {
 	Log      *slog.Logger
 	Timeout  time.Duration
 	Ended    func(View)      // hears of every launch that ended; may be nil
+	Missed   func()          // is told of a launch that libvirt started without asking the hook
 	ctx      context.Context // of the daemon: launches end with it, and are undone
 	slots    chan struct{}
 	work     sync.WaitGroup
@@ -131,12 +132,19 @@ func (l *Launches) run(n *Launch, req launcher.Request) {
 	}
 	out, refusal := do(ctx, req, n)
 	n.end(out, refusal)
-	v := n.View()
+	l.tell(n.View())
+}
+
+// tell says how a launch ended. A start that the hook did not see speaks of the host, not of the launch alone.
+func (l *Launches) tell(v View) {
 	if l.Ended != nil {
 		l.Ended(v)
 	}
-	if refusal != nil {
+	if refusal := v.Refusal; refusal != nil {
 		l.Log.Warn("launch refused", "launch", v.ID, "uuid", v.UUID, "step", v.Step, "code", string(refusal.Code), "sentence", refusal.Sentence)
+		if refusal.Code == proof.HookNotLive && v.Step == launcher.StepCreate && l.Missed != nil {
+			l.Missed()
+		}
 		return
 	}
 	l.Log.Info("launch done", "launch", v.ID, "uuid", v.UUID, "dry_run", v.DryRun)

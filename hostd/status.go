@@ -36,6 +36,7 @@ type Condition struct {
 type Status struct {
 	Attester *Attester
 	Hook     *HookSocket
+	Liveness *Liveness // nil: the hook is not tried
 	Registry *Registry
 	Owed     func() int
 	Now      func() time.Time
@@ -153,11 +154,17 @@ func (s *Status) verdict(st State) Condition {
 
 func (s *Status) hook() Condition {
 	if err := s.Hook.Ready(); err != nil {
+		if c, ok := notLive(err); ok {
+			return c
+		}
 		return refused("hook", proof.Refuse(proof.HookNotLive, "the hook cannot work", proof.Fact{Name: "cause", Value: err.Error()}))
 	}
 	c := Condition{Name: "hook", State: OK, Evidence: "installed, socket is served, not asked yet"}
 	if at := s.Hook.LastAsked(); !at.IsZero() {
 		c.Evidence = "installed, socket is served, last asked at " + at.UTC().Format(time.RFC3339)
+	}
+	if s.Liveness != nil {
+		c.Evidence += s.Liveness.evidence()
 	}
 	return c
 }

@@ -140,7 +140,7 @@ type Hook interface {
 
 // Expected is one announced start.
 type Expected interface {
-	// Called says whether the hook has asked at prepare and at start.
+	// Called says whether the hook has asked at prepare, start and started: libvirt runs all three before CreatePaused returns.
 	Called() bool
 	// Done ends the announcement.
 	Done()

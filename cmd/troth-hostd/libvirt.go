@@ -224,6 +224,16 @@ func (l *libvirtd) Autostart(ctx context.Context, id domain.UUID) (bool, error) 
 	return due, err
 }
 
+// Session numbers the connection that is open now; 0: there is none.
+func (l *libvirtd) Session() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil {
+		return 0
+	}
+	return l.conn.Session()
+}
+
 func (l *libvirtd) Next(ctx context.Context) error {
 	if _, err := l.connect(ctx); err != nil {
 		return err

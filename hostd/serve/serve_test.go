@@ -68,6 +68,7 @@ func (nothing) Autostart(context.Context, domain.UUID) (bool, error)      { retu
 func (nothing) Process(context.Context, domain.UUID) (*launcher.Process, error) {
 	return nil, errNothing
 }
+func (nothing) Session() uint64                { return 0 }
 func (nothing) Next(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 func (nothing) Verdict(context.Context, string) (*proof.Verdict, *proof.VerdictKeys, error) {
 	return nil, nil, errNothing

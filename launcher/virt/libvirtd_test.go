@@ -271,11 +271,15 @@ func TestReconnect(t *testing.T) {
 	descriptors := count(t)
 	n.hostd(ask.Deny(ask.GrantMissing)) // and reconnect is not vetoed
 	for range 3 {
+		session := n.virt.Session()
 		n.stop(syscall.SIGKILL)
 		n.eventually("calls fail as unreachable", func() bool {
 			_, err := n.virt.State(n.deadline(), uuid)
 			return errors.Is(err, virt.ErrUnreachable)
 		})
+		if now := n.virt.Session(); session == 0 || now != 0 {
+			t.Errorf("session %d before, %d without libvirtd", session, now)
+		}
 		n.start()
 		n.eventually("domain is back", func() bool {
 			state, err := n.virt.State(n.deadline(), uuid)
@@ -285,6 +289,9 @@ func TestReconnect(t *testing.T) {
 			if _, gap, err = w.Next(n.deadline()); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if now := n.virt.Session(); now <= session {
+			t.Errorf("session %d after %d", now, session)
 		}
 	}
 	after, err := virt.FindProcess(uuid)

@@ -51,6 +51,7 @@ type Virt struct {
 	now     *session      // nil: no connection
 	opening chan struct{} // closed when the attempt in flight is over; nil: none is
 	failed  error         // of the last attempt
+	opened  uint64        // connections so far
 	closed  bool
 	watches map[*Watch]struct{}
 	work    sync.WaitGroup // redial and retire
@@ -163,6 +164,16 @@ func (v *Virt) acquire(ctx context.Context) (*session, error) {
 	}
 }
 
+// Session numbers the connection that is open now, from one; 0: there is none. A new number may mean a new libvirtd, which looked for its hooks anew.
+func (v *Virt) Session() uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.now == nil {
+		return 0
+	}
+	return v.opened
+}
+
 // release gives back the count that acquire took.
 func (v *Virt) release(s *session) {
 	if _, err := s.conn.Close(); err != nil {
@@ -177,6 +188,7 @@ func (v *Virt) open(done chan struct{}) {
 	late := v.closed && s != nil
 	if s != nil && !late {
 		v.now = s
+		v.opened++
 		for w := range v.watches {
 			w.lost() // events may have passed while there was no connection
 		}

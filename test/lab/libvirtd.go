@@ -87,6 +87,11 @@ func (h *Host) KillLibvirtd(ctx context.Context) error {
 	return h.stop(ctx, "libvirtd", syscall.SIGKILL)
 }
 
+// ReloadLibvirtd tells libvirtd to read its configuration and look for hooks again.
+func (h *Host) ReloadLibvirtd(ctx context.Context) error {
+	return h.signal(ctx, "libvirtd", syscall.SIGHUP)
+}
+
 // Virsh runs virsh on the host's libvirtd.
 func (h *Host) Virsh(ctx context.Context, args ...string) (string, error) {
 	return h.Exec(ctx, append([]string{"virsh", "-q", "-c", "qemu:///system"}, args...)...)

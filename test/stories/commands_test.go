@@ -146,6 +146,7 @@ func (s *stage) daemon(ctx context.Context, ts *testscript.TestScript, neg bool,
 		"hostd hold":     func(ctx context.Context) error { return h.PauseHostd(ctx, true) },
 		"hostd go":       func(ctx context.Context) error { return h.PauseHostd(ctx, false) },
 		"libvirtd start": h.StartLibvirtd, "libvirtd stop": h.StopLibvirtd, "libvirtd kill": h.KillLibvirtd,
+		"libvirtd reload": h.ReloadLibvirtd,
 	}[which+" "+args[1]]
 	if do == nil {
 		ts.Fatalf("%s: what is %q?", which, args[1])

@@ -9,7 +9,7 @@
 //	token NAME [ARGS...]             let the tenant make NAME.token and NAME.key, pinned to the lab's guest
 //	launched NAME UUID               launch NAME.xml with NAME.token; the proof is NAME.proof
 //	tpm HOST boot|relaunch|other|reset|s3  what happens to a host's TPM; other launches another kernel
-//	hostd|libvirtd HOST start|stop|kill|hold|go
+//	hostd|libvirtd HOST start|stop|kill|hold|go|reload  hold and go for hostd, reload for libvirtd
 //	verifier hold|go|stop|start
 //	settles HOST                     wait until the host is ready again
 //	eventually N PERSON ARGS...      exits, tried for 15 s: a host notices a change of its own state within an epoch
@@ -40,25 +40,7 @@ func TestStories(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	s := &stage{}
-	l, err := lab.New(ctx, lab.Options{Hosts: 2, Log: logger{t}, Until: lab.Ready})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		end := l.Close
-		if t.Failed() {
-			t.Logf("the lab's logs stay in %s", l.Dir())
-			end = l.Keep
-		}
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	})
-	s.lab = l
-	if err := s.pin(ctx, t.TempDir()); err != nil {
-		t.Fatal(err)
-	}
+	s := newStage(ctx, t, 2)
 	// Stories share hosts, so they are told one after another; each leaves the hosts as it found them.
 	testscript.RunT(oneByOne{t}, testscript.Params{Dir: "testdata", Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
 }

@@ -1,0 +1,50 @@
+package stories
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"troth/test/lab"
+)
+
+// TestAttack tells the stories of attacks on a host that runs; each ends with an honest launch.
+func TestAttack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("stories need the lab: make test")
+	}
+	for id, dir := range map[string]string{"L-HOOKGONE": "testdata/hookgone"} {
+		t.Run(id, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+			defer cancel()
+			s := newStage(ctx, t, 1)
+			testscript.RunT(oneByOne{t}, testscript.Params{Dir: dir, Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
+		})
+	}
+}
+
+// newStage builds a lab for stories; it stays when one of them went wrong.
+func newStage(ctx context.Context, t *testing.T, hosts int) *stage {
+	t.Helper()
+	l, err := lab.New(ctx, lab.Options{Hosts: hosts, Log: logger{t}, Until: lab.Ready})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		end := l.Close
+		if t.Failed() {
+			t.Logf("the lab's logs stay in %s", l.Dir())
+			end = l.Keep
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &stage{lab: l}
+	if err := s.pin(ctx, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
