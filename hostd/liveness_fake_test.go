@@ -62,6 +62,13 @@ func (m *machine) set(change func()) {
 	change()
 }
 
+// flown counts what libvirt was asked to start.
+func (m *machine) flown() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.created
+}
+
 func (m *machine) install(hook string) { m.set(func() { m.hook = hook; m.changes++ }) }
 
 // restart is a new libvirtd, which looks for hooks.
