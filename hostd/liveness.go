@@ -228,7 +228,7 @@ func (l *Liveness) see(earlier *Installed) (*witness, error) {
 }
 
 func (w *witness) same(now *witness) bool {
-	return w.installed != nil && w.session == now.session && w.doubts == now.doubts && w.installed.differs(now.installed) == nil
+	return w.installed != nil && w.session == now.session && w.installed.differs(now.installed) == nil
 }
 
 // differs says what changed between two looks, or that there is no libvirt to speak of; nil: nothing.
