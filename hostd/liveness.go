@@ -228,7 +228,7 @@ func (l *Liveness) see(earlier *Installed) (*witness, error) {
 }
 
 func (w *witness) same(now *witness) bool {
-	return w.installed != nil && w.session == now.session && w.doubts == now.doubts && w.installed.differs(now.installed) == nil
+	return w.installed != nil && w.session == now.session && w.installed.differs(now.installed) == nil
 }
 
 // differs says what changed between two looks, or that there is no libvirt to speak of; nil: nothing.
@@ -242,9 +242,6 @@ func (w *witness) differs(now *witness) error {
 	}
 	if w.session != now.session {
 		return &NotLive{Undecided: true, Why: "libvirt was connected anew since the hook was tried", Remedy: "Wait a moment: the hook is tried anew by itself."}
-	}
-	if w.doubts != now.doubts {
-		return missed()
 	}
 	return nil
 }

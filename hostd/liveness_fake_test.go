@@ -62,6 +62,13 @@ func (m *libvirtFake) set(change func()) {
 	change()
 }
 
+// flown counts what libvirt was asked to start.
+func (m *libvirtFake) flown() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.created
+}
+
 func (m *libvirtFake) install(hook string) { m.set(func() { m.hook = hook; m.changes++ }) }
 
 // restart is a new libvirtd, which looks for hooks.

@@ -157,7 +157,7 @@ func TestLivenessHeals(t *testing.T) {
 			m := newMachine()
 			atWork(t, m, func(l *Liveness) {
 				expect(t, l, "")
-				time.Sleep(time.Minute)
+				time.Sleep(time.Minute + time.Second) // between two looks
 				c.spoil(m, l)
 				expect(t, l, c.atOnce)
 				time.Sleep(lookEvery + time.Second) // of synctest's time: until the worker has looked
@@ -180,24 +180,24 @@ func TestCanariesAreFew(t *testing.T) {
 	m := newMachine()
 	atWork(t, m, func(l *Liveness) {
 		time.Sleep(time.Hour)
-		if n := m.created - 1; n < 4 || n > 5 { // the first of all was of a kind that this libvirt does not know
+		if n := m.flown() - 1; n < 4 || n > 5 { // the first of all was of a kind that this libvirt does not know
 			t.Errorf("%d canaries in an hour", n)
 		}
 		expect(t, l, "")
-		before := m.created
+		before := m.flown()
 		m.install(permits)
 		time.Sleep(10 * time.Minute)
-		if n := m.created - before; n > int(10*time.Minute/(maxPause/2))+10 || n < 20 {
+		if n := m.flown() - before; n > int(10*time.Minute/(maxPause/2))+10 || n < 20 {
 			t.Errorf("%d canaries in ten minutes", n)
 		}
 		// Whoever changes the hook again and again makes us look, not fly.
-		before = m.created
+		before = m.flown()
 		for range 1000 {
 			m.set(func() { m.changes++ })
 			l.Look()
 			time.Sleep(10 * time.Millisecond)
 		}
-		if n := m.created - before; n > 110 {
+		if n := m.flown() - before; n > 110 {
 			t.Errorf("%d canaries in ten seconds of changes", n)
 		}
 	})
@@ -215,7 +215,7 @@ func TestChangedMeanwhile(t *testing.T) {
 		m.during = func() { change(m, l) }
 		l = m.liveness()
 		l.round(t.Context())
-		if l.Ready() == nil {
+		if l.Ready() == nil || l.proven != nil {
 			t.Errorf("%s: live by a canary of before", name)
 		}
 		m.during = nil

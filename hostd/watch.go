@@ -191,7 +191,7 @@ type hookWatch struct {
 	paths []string
 }
 
-// openWatch begins to listen; ring must not block, and is called until Close.
+// openWatch makes a watch that is not aimed yet.
 func openWatch(script string) (*hookWatch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -219,11 +219,11 @@ func (w *hookWatch) aim() error {
 }
 
 // listen rings for whatever happens, until the watch is closed.
-func (w *hookWatch) listen(ring func()) {
+func (w *hookWatch) listen(ring func()) error {
 	buf := make([]byte, 4096)
 	for {
 		if _, err := w.file.Read(buf); err != nil {
-			return
+			return err
 		}
 		ring()
 	}
@@ -236,6 +236,7 @@ func (l *Liveness) watch(ctx context.Context, log *slog.Logger) {
 		log.Warn("the hook is looked at only from time to time", "error", err.Error())
 		return
 	}
+	defer w.file.Close()
 	defer context.AfterFunc(ctx, func() { w.file.Close() })()
 	var said string
 	l.mu.Lock()
@@ -251,5 +252,8 @@ func (l *Liveness) watch(ctx context.Context, log *slog.Logger) {
 	}
 	l.mu.Unlock()
 	poke(l.kick)
-	w.listen(func() { l.heardChange.Store(true); poke(l.kick) })
+	err = w.listen(func() { l.heardChange.Store(true); poke(l.kick) })
+	if ctx.Err() == nil {
+		log.Warn("the hook is looked at only from time to time", "error", err.Error())
+	}
 }
