@@ -119,10 +119,13 @@ type Images interface {
 // Image is a measured file that is still held open.
 type Image interface {
 	Digest() proof.Digest
+	// Hash reads the content once more, as it is now, through the descriptor that is held.
+	Hash(ctx context.Context) (proof.Digest, error)
 	// File is what the path led to. Device says that it is a block device, whose node may be another one inside QEMU's namespace.
 	File() (f File, device bool)
 	// CheckFormat returns a *proof.Refusal when the content points at other files, which QEMU would open and nobody has measured.
-	CheckFormat(format, backing string) error
+	// backing and its format are the next layer of the domain's own list, empty for the last.
+	CheckFormat(format, backing, backingFormat string) error
 	// Recheck returns a *proof.Refusal when the path leads elsewhere now, or measured content may have changed.
 	Recheck() error
 	Close() error

@@ -45,6 +45,7 @@ type world struct {
 	process        func(p *Process)
 
 	// files
+	real    *realFiles // instead of the made-up files below
 	files   map[string][]byte
 	opened  int
 	changed map[string]bool // was written to since it was measured

@@ -24,6 +24,7 @@ const (
 	LabelConfiguration Label = "troth/configuration/v1" // digest of a domain's canonical configuration
 	LabelProfile       Label = "troth/profile/v1"       // digest of a profile with its reference values
 	LabelIdentity      Label = "troth/identity/v1"      // a host's identity: its EK digests
+	LabelChain         Label = "troth/chain/v1"         // digest of a disk with layers below: their contents' digests, top first
 )
 
 // Labels of keys (HKDF-SHA256 info) and of the MACs made with them.
@@ -46,7 +47,7 @@ const (
 func Labels() []Label {
 	return []Label{
 		LabelAttest, LabelEnrol, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
-		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity,
+		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity, LabelChain,
 		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved,
 		LabelTokenSeal, LabelReleaseSeal,
 	}

@@ -84,6 +84,7 @@ func (p *printer) pins(t *proof.Pins) {
 	digest("command line", t.CommandLine)
 	for _, d := range t.Disks {
 		p.field("disk "+d.Target, fmt.Sprintf("%s %s", d.Mode, d.Digest))
+		digest("backing of "+d.Target, d.Backing)
 	}
 	p.field("interactive", t.Interactive)
 }

@@ -21,7 +21,7 @@ type tokenOptions struct {
 	trust, profile, id                string
 	kernel, initrd, firmware, cmdline string
 	domainXML, uuid, interactive      string
-	disks                             []string
+	disks, backing                    []string
 	expiry, chainExpiry, maxUnproven  string
 	secretFile, keyOut, tokenOut      string
 	migration, restarts, onTrustLost  string
@@ -74,6 +74,7 @@ guest gets nothing.`,
 	f.StringVar(&o.cmdline, "cmdline", "", "pin the kernel's command line")
 	f.StringVar(&o.firmware, "firmware", "", "pin the firmware: a file, or sha256:HEX")
 	f.StringArrayVar(&o.disks, "disk", nil, "pin a disk: TARGET=immutable:F, =initial:F, or =sealed:F with F the LUKS header; once for each disk")
+	f.StringArrayVar(&o.backing, "backing", nil, "the next layer below a disk: TARGET=F; once for each layer, from the top down")
 	f.StringVar(&o.domainXML, "domain-xml", "", "pin the configuration of this domain XML")
 	f.StringVar(&o.uuid, "uuid", "", "pin the domain's UUID")
 	f.StringVar(&o.interactive, "interactive", "", "no: neither graphics nor console input")
@@ -228,12 +229,9 @@ func (a *app) readPins(ctx context.Context, o tokenOptions) (*proof.Pins, error)
 		d := sha256Text(o.cmdline)
 		p.CommandLine = &d
 	}
-	for _, text := range o.disks {
-		d, err := a.disk(ctx, text)
-		if err != nil {
-			return nil, usagef("--disk %q: %w", text, err)
-		}
-		p.Disks = append(p.Disks, d)
+	var err error
+	if p.Disks, err = a.readDisks(ctx, o.disks, o.backing); err != nil {
+		return nil, err
 	}
 	if o.domainXML != "" {
 		c, err := a.readDomain(o.domainXML)
@@ -251,22 +249,6 @@ func (a *app) readPins(ctx context.Context, o tokenOptions) (*proof.Pins, error)
 		return nil, nil
 	}
 	return &p, nil
-}
-
-// disk reads TARGET=MODE:FILE.
-func (a *app) disk(ctx context.Context, text string) (proof.Disk, error) {
-	target, rest, ok := strings.Cut(text, "=")
-	mode, file, ok2 := strings.Cut(rest, ":")
-	if !ok || !ok2 || file == "" {
-		return proof.Disk{}, fmt.Errorf("must be TARGET=MODE:FILE")
-	}
-	switch mode {
-	case proof.DiskImmutable, proof.DiskInitial, proof.DiskSealed:
-	default:
-		return proof.Disk{}, fmt.Errorf("mode %q is not immutable, initial or sealed", mode)
-	}
-	d, err := a.measure(ctx, file)
-	return proof.Disk{Target: target, Mode: mode, Digest: d}, err
 }
 
 var spanPattern = regexp.MustCompile(`^([0-9]{1,6})d$`)
