@@ -25,6 +25,7 @@ import (
 // Libvirt is what the daemon needs of libvirt beside the launcher's part.
 type Libvirt interface {
 	launcher.Virt
+	launcher.Keys
 	// Version asks the daemon who it is.
 	Version(ctx context.Context) (string, error)
 	// Running lists the domains that have a QEMU, paused ones too.
@@ -61,6 +62,7 @@ type Daemon struct {
 	Room     *secret.Room
 
 	journal *journal.Journal
+	swept   bool // of keys; of the reconcile worker
 	changed chan struct{}
 	kick    chan struct{}
 	beat    atomic.Int64 // of the reconcile worker, nanoseconds of Boot
@@ -103,7 +105,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log, Heard: func(ask.Question, bool) { poke(d.kick) }}
 	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
 	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: d.Virt, Images: d.Images, Hook: d.Hook,
-		Secrets: d.Room, Book: book, Clock: d.Clock, Log: d.Log}
+		Secrets: d.Room, Keys: d.Virt, Book: book, Clock: d.Clock, Log: d.Log}
 	if uid >= 0 {
 		u := uint32(uid)
 		d.Launcher.QEMU = &u

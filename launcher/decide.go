@@ -31,6 +31,7 @@ var checks = []check{
 	tokenInTime,        // token-expired
 	linkOurs,           // token-used
 	guestPinned,        // token-constraint
+	keysReleased,       // token-constraint
 	configurationSame,  // configuration-changed
 	everythingMeasured, // image-not-measured
 	imagesSame,         // image-changed
@@ -368,7 +369,7 @@ func everythingMeasured(f *Facts) *proof.Refusal {
 		found[d.Target] = d
 	}
 	for _, d := range f.Config.Disks {
-		if d.Source != "" && d.ReadOnly && found[d.Target].Digest == nil {
+		if d.Source != "" && (d.ReadOnly || d.Encryption != "") && found[d.Target].Digest == nil {
 			return unmeasured(d.Source)
 		}
 		if len(d.Backing) > 0 && !d.ReadOnly && found[d.Target].Backing == nil {

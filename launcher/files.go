@@ -106,6 +106,9 @@ func (f *heldFile) Digest() proof.Digest { return f.digest }
 // Hash implements Image.
 func (f *heldFile) Hash(ctx context.Context) (proof.Digest, error) { return f.held.Hash(ctx) }
 
+// HashSealed implements Image.
+func (f *heldFile) HashSealed(ctx context.Context) (proof.Digest, error) { return f.held.LUKS(ctx) }
+
 // Close implements Image.
 func (f *heldFile) Close() error { return f.held.Close() }
 

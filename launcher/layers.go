@@ -29,12 +29,18 @@ func disksOf(c *domain.Config, first bool) []*layered {
 		if d.ReadOnly {
 			mode = proof.DiskImmutable
 		}
+		if d.Encryption != "" {
+			mode = proof.DiskSealed
+		}
 		list := append([]domain.Backing{{Type: d.Type, Source: d.Source, Format: d.Format}}, d.Backing...)
 		k := &layered{disk: proof.StatementDisk{Target: d.Target, Mode: mode, ReadOnly: d.ReadOnly}, layers: make([]*proof.Digest, len(list))}
 		for i, layer := range list {
 			f := wanted{path: layer.Source, role: roleDisk, target: d.Target, format: layer.Format, digest: &k.layers[i], measure: true}
 			if i == 0 {
 				f.writes, f.measure = !d.ReadOnly, d.ReadOnly || first
+			}
+			if mode == proof.DiskSealed {
+				f.sealed, f.measure = true, false
 			}
 			if i+1 < len(list) {
 				f.below = list[i+1]

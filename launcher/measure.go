@@ -20,6 +20,7 @@ type heldImage struct {
 	Image
 	path   string
 	hashed *proof.Digest  // when it was measured; nil: only held
+	sealed *proof.Digest  // of the LUKS header of a sealed disk
 	role   string         // "-kernel", "-initrd", "firmware", "nvram", "disk"
 	target string         // of a disk
 	writes bool           // the guest writes to it
@@ -55,6 +56,7 @@ type wanted struct {
 	format             string         // of a disk's layer
 	below              domain.Backing // of a disk's layer: the next one, empty for the last
 	writes, measure    bool
+	sealed             bool           // of a disk: its LUKS header is what is hashed
 	digest             **proof.Digest // where its digest goes
 }
 
@@ -120,6 +122,13 @@ func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, 
 		}
 		next := &heldImage{Image: image, path: f.path, role: f.role, target: f.target, writes: f.writes, format: f.format, below: f.below}
 		h.images = append(h.images, next)
+		if f.sealed {
+			d, err := image.HashSealed(ctx)
+			if err != nil {
+				return nil, errors.Join(err, h.close())
+			}
+			next.sealed, *f.digest = &d, &d
+		}
 		if f.measure {
 			d := image.Digest()
 			*f.digest, next.hashed = &d, &d
@@ -166,14 +175,18 @@ func (l *Launcher) again(ctx context.Context, h *held) error {
 				return err
 			}
 		}
-		if i.hashed == nil {
+		want, hash := i.hashed, i.Hash
+		if i.sealed != nil {
+			want, hash = i.sealed, i.HashSealed
+		}
+		if want == nil {
 			continue
 		}
-		got, err := i.Hash(ctx)
+		got, err := hash(ctx)
 		if err != nil {
 			return err
 		}
-		if want := *i.hashed; got != want {
+		if got != *want {
 			return proof.Refuse(proof.ImageChanged, "an image changed while the domain was created",
 				proof.Fact{Name: "path", Value: i.path}, proof.Fact{Name: "digest", Want: want.String(), Got: got.String()})
 		}

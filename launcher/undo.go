@@ -25,7 +25,7 @@ func (a *attempt) undo(ctx context.Context, why *proof.Refusal) {
 	}
 	// A crash from here on finds the reason, and undoes the rest.
 	a.note(&Entry{What: WroteFailed, Launch: a.req.ID, UUID: uuid, Refusal: why})
-	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Previous: a.before, Refusal: why}
+	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Previous: a.before, Request: a.req.Domain, Refusal: why}
 	if err := a.putBack(ctx, r, a.config.UUID, a.granted, a.unmoved); err != nil {
 		a.Log.Error("cannot undo a launch, it will be tried again", "launch", a.req.ID, "error", err.Error())
 	}
@@ -48,6 +48,9 @@ func (l *Launcher) putBack(ctx context.Context, r *Record, id domain.UUID, grant
 			return err
 		}
 		if err := l.Secrets.Remove(id.String()); err != nil {
+			return err
+		}
+		if err := l.removeKeysOf(ctx, id, r.Request); err != nil {
 			return err
 		}
 		if r.Previous == nil {

@@ -219,9 +219,10 @@ func (i *fakeImage) Hash(context.Context) (d proof.Digest, err error) {
 	return d, err
 }
 
-func (i *fakeImage) Digest() proof.Digest                     { return i.digest }
-func (i *fakeImage) File() (File, bool)                       { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
-func (i *fakeImage) CheckFormat(string, string, string) error { return nil }
+func (i *fakeImage) HashSealed(ctx context.Context) (proof.Digest, error) { return i.Hash(ctx) }
+func (i *fakeImage) Digest() proof.Digest                                 { return i.digest }
+func (i *fakeImage) File() (File, bool)                                   { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
+func (i *fakeImage) CheckFormat(string, string, string) error             { return nil }
 
 func (i *fakeImage) Recheck() error {
 	i.w.mu.Lock()
@@ -296,6 +297,40 @@ func (s fakeSecrets) Remove(id string) error {
 }
 
 func (s fakeSecrets) Forget(id string) error { return s.Remove(id) }
+
+type fakeKeys struct{ w *world }
+
+func (k fakeKeys) PutKey(_ context.Context, id domain.UUID, target string, key proof.Secret) error {
+	return k.w.call("put key", func() error {
+		k.w.mu.Lock()
+		defer k.w.mu.Unlock()
+		k.w.diskKeys[id.String()+"/"+target] = string(key.Reveal())
+		return nil
+	})
+}
+
+func (k fakeKeys) RemoveKeys(_ context.Context, id domain.UUID) error {
+	return k.w.call("remove keys", func() error { return k.sweep(func(of domain.UUID) bool { return of != id }) })
+}
+
+func (k fakeKeys) SweepKeys(_ context.Context, inUse func(domain.UUID) bool) error {
+	return k.w.call("sweep keys", func() error { return k.sweep(inUse) })
+}
+
+func (k fakeKeys) sweep(keep func(domain.UUID) bool) error {
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	for name := range k.w.diskKeys {
+		id, err := domain.ParseUUID(name[:36])
+		if err != nil {
+			return err
+		}
+		if !keep(id) {
+			delete(k.w.diskKeys, name)
+		}
+	}
+	return nil
+}
 
 type fakeClock struct{ w *world }
 

@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) tokenCommand() *cobra.Command {
-	return group("token", "Tokens: a nonce, and what may run with it", a.tokenNew(), a.tokenShow())
+	return group("token", "Tokens: a nonce, and what may run with it", a.tokenNew(), a.tokenDiskKey(), a.tokenShow())
 }
 
 // readToken reads a token's text from a file; the one newline that an editor or

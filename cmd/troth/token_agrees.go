@@ -63,6 +63,8 @@ func (d *disagreement) disks(c *domain.Config, p *proof.Pins) {
 		switch {
 		case !pinned && (len(p.Disks) > 0 || p.Complete()):
 			d.differ(name, "", disk.Source+" (not pinned)")
+		case pinned && (mode == proof.DiskSealed) != (disk.Encryption != ""):
+			d.differ(name+" sealed", yesNo(mode == proof.DiskSealed), yesNo(disk.Encryption != ""))
 		case mode == proof.DiskImmutable && !disk.ReadOnly:
 			d.differ(name, mode, "writable")
 		case mode == proof.DiskInitial && disk.ReadOnly:

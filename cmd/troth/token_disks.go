@@ -53,9 +53,13 @@ func (a *app) disk(ctx context.Context, text string, below []string) (d proof.Di
 	default:
 		return d, fmt.Errorf("mode %q is not immutable, initial or sealed", mode)
 	}
+	measure := a.measure
+	if mode == proof.DiskSealed {
+		measure = a.measureSealed
+	}
 	layers := make([]proof.Digest, 1+len(below))
 	for i, f := range append([]string{file}, below...) {
-		if layers[i], err = a.measure(ctx, f); err != nil {
+		if layers[i], err = measure(ctx, f); err != nil {
 			return d, err
 		}
 	}

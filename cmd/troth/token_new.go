@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -73,7 +74,7 @@ guest gets nothing.`,
 	f.StringVar(&o.initrd, "initrd", "", "pin the initrd: a file, or sha256:HEX")
 	f.StringVar(&o.cmdline, "cmdline", "", "pin the kernel's command line")
 	f.StringVar(&o.firmware, "firmware", "", "pin the firmware: a file, or sha256:HEX")
-	f.StringArrayVar(&o.disks, "disk", nil, "pin a disk: TARGET=immutable:F, =initial:F, or =sealed:F with F the LUKS header; once for each disk")
+	f.StringArrayVar(&o.disks, "disk", nil, "pin a disk: TARGET=immutable:F, =initial:F, or =sealed:F with F the LUKS volume; once for each disk")
 	f.StringArrayVar(&o.backing, "backing", nil, "the next layer below a disk: TARGET=F; once for each layer, from the top down")
 	f.StringVar(&o.domainXML, "domain-xml", "", "pin the configuration of this domain XML")
 	f.StringVar(&o.uuid, "uuid", "", "pin the domain's UUID")
@@ -119,6 +120,9 @@ func (a *app) newToken(ctx context.Context, o tokenOptions) error {
 	if !t.Secret.IsZero() && len(missing) > 0 {
 		return proof.Refuse(proof.TokenConstraint, "a token with a secret pins all that the guest boots, its disks and that it is not interactive",
 			proof.Fact{Name: "not pinned", Value: strings.Join(missing, ", ")})
+	}
+	if t.Pins != nil && t.Secret.IsZero() && slices.ContainsFunc(t.Pins.Disks, func(d proof.Disk) bool { return d.Mode == proof.DiskSealed }) {
+		return proof.Refuse(proof.TokenConstraint, "a sealed disk opens with the token's secret: name it by --secret-file")
 	}
 	text, err := proof.NewToken(t, to)
 	if err != nil {

@@ -221,6 +221,7 @@ func (r *reader) cross(root *node, c *Config) {
 		claim("a device", a.key())
 	}
 	r.files(root, c)
+	r.keys(root, c)
 }
 
 // files refuses a file that is written in one role and used in another.
