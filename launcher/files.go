@@ -16,7 +16,9 @@ import (
 // (fs.lease-break-time, 45 s), also when it starts another domain that boots the same kernel. From then on the open descriptor, the path,
 // size and modification time tell; the change time does not, since libvirt gives files to QEMU's user. What a guest cannot write to is hashed
 // once more while it stands paused (the step compare).
-type Files struct{}
+type Files struct {
+	Verity *image.Verity // digests of files that the kernel holds fixed; nil: every file is hashed each time
+}
 
 // measureTries bounds how often a file is hashed again after somebody opened it for writing meanwhile, as libvirt does for an instant.
 const measureTries = 8
@@ -26,12 +28,13 @@ type heldFile struct {
 	digest proof.Digest
 	stamp  string // size and modification time while the lease was held; empty for a file that the guest writes to
 	device bool
+	verity *image.Verity
 }
 
 // Measure implements Images.
-func (Files) Measure(ctx context.Context, path string, progress func(done, total int64)) (Image, error) {
+func (v Files) Measure(ctx context.Context, path string, progress func(done, total int64)) (Image, error) {
 	for try := 1; ; try++ {
-		f, err := measureOnce(ctx, path, progress)
+		f, err := v.measureOnce(ctx, path, progress)
 		if err == nil {
 			return f, nil
 		}
@@ -46,17 +49,24 @@ func (Files) Measure(ctx context.Context, path string, progress func(done, total
 	}
 }
 
-func measureOnce(ctx context.Context, path string, progress func(done, total int64)) (_ *heldFile, err error) {
+func (v Files) measureOnce(ctx context.Context, path string, progress func(done, total int64)) (_ *heldFile, err error) {
+	f, fixed, err := v.remembered(path)
+	if err != nil {
+		return nil, err
+	}
+	if f != nil {
+		progress(f.held.Size, f.held.Size)
+		return f, nil
+	}
 	leased, err := image.Measure(ctx, path, progress)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, leased.Close()) }()
-	f, err := openFile(path)
-	if err != nil {
+	if f, err = openFile(path); err != nil {
 		return nil, err
 	}
-	f.digest = leased.Digest
+	f.digest, f.verity = leased.Digest, v.Verity
 	f.stamp, err = stamp(path)
 	// Rechecked after the stamp was taken: still under the lease, so the stamp is of the content that was hashed.
 	if err == nil {
@@ -68,7 +78,34 @@ func measureOnce(ctx context.Context, path string, progress func(done, total int
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	if key, ok := v.Verity.Key(f.held); ok && key == fixed {
+		v.Verity.Remember(key, f.digest)
+	}
 	return f, nil
+}
+
+// remembered opens a file whose content the kernel holds fixed and that was hashed before. If there is none, fixed is what the file has of its own
+// before it is hashed.
+func (v Files) remembered(path string) (_ *heldFile, fixed image.VerityKey, err error) {
+	if v.Verity == nil {
+		return nil, fixed, nil
+	}
+	f, err := openFile(path)
+	if err != nil {
+		return nil, fixed, err
+	}
+	fixed, ok := v.Verity.Key(f.held)
+	if !ok {
+		return nil, image.VerityKey{}, f.Close()
+	}
+	if f.digest, ok = v.Verity.Digest(fixed); !ok {
+		return nil, fixed, f.Close()
+	}
+	f.verity = v.Verity
+	if f.stamp, err = stamp(path); err != nil {
+		return nil, fixed, errors.Join(err, f.Close())
+	}
+	return f, fixed, nil
 }
 
 // Open implements Images.
@@ -104,7 +141,14 @@ func stamp(path string) (string, error) {
 func (f *heldFile) Digest() proof.Digest { return f.digest }
 
 // Hash implements Image.
-func (f *heldFile) Hash(ctx context.Context) (proof.Digest, error) { return f.held.Hash(ctx) }
+func (f *heldFile) Hash(ctx context.Context) (proof.Digest, error) {
+	if key, ok := f.verity.Key(f.held); ok {
+		if d, ok := f.verity.Digest(key); ok {
+			return d, nil
+		}
+	}
+	return f.held.Hash(ctx)
+}
 
 // HashSealed implements Image.
 func (f *heldFile) HashSealed(ctx context.Context) (proof.Digest, error) { return f.held.LUKS(ctx) }
