@@ -26,6 +26,7 @@ import (
 // Libvirt is what the daemon needs of libvirt beside the launcher's part.
 type Libvirt interface {
 	launcher.Virt
+	launcher.Keys
 	// Version asks the daemon who it is.
 	Version(ctx context.Context) (string, error)
 	// Running lists the domains that have a QEMU, paused ones too.
@@ -68,6 +69,7 @@ type Daemon struct {
 	Audit    *audit.Log
 
 	journal *journal.Journal
+	swept   bool // of keys; of the reconcile worker
 	changed chan struct{}
 	kick    chan struct{}
 	rearm   chan struct{}
@@ -119,7 +121,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.live()
 	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
 	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: published{d.Virt, d.Registry}, Images: d.Images, Hook: d.Hook,
-		Secrets: d.Room, Book: book, Clock: d.Clock, Log: d.Log}
+		Secrets: d.Room, Keys: d.Virt, Book: book, Clock: d.Clock, Log: d.Log}
 	if uid >= 0 {
 		u := uint32(uid)
 		d.Launcher.QEMU = &u

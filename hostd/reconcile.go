@@ -38,6 +38,13 @@ func (d *Daemon) look(ctx context.Context) {
 	if err != nil {
 		return // nobody knows what runs: nothing is concluded
 	}
+	if !d.swept {
+		// Once: recovery takes back the keys of launches that it finds in the journal; this is for those that it does not.
+		d.swept = true
+		if err := d.Launcher.SweepKeys(ctx); err != nil {
+			d.Log.Warn("cannot look for keys of sealed disks that were left with libvirt", "error", err.Error())
+		}
+	}
 	if err := d.Launcher.Recover(ctx); err != nil {
 		d.Log.Warn("cannot end a launch that was cut short, it will be tried again", "error", err.Error())
 	}

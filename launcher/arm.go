@@ -43,6 +43,9 @@ func (l *Launcher) Arm(ctx context.Context, req Request, w Watcher) (out *Outcom
 func (a *attempt) arm(ctx context.Context) (*Outcome, *proof.Refusal) {
 	l, c, w := a.Launcher, a.config, a.w
 	uuid := c.UUID.String()
+	if refusal := unsealable(c); refusal != nil {
+		return nil, refusal
+	}
 	if !l.Book.Keeps(uuid) {
 		return nil, proof.Refuse(proof.RequestInvalid, "this host keeps no more domains: forget some")
 	}

@@ -75,7 +75,10 @@ func TestAttack(t *testing.T) {
 			expect(t, refusal, proof.ImageChanged)
 			w.gone(nil)
 		}
+		testSwapAtEveryStep(t)
+		testHeaderOfSecondLink(t)
 	})
+	t.Run("L-BACKING", testBackingFiles)
 	t.Run("L-HOOKGONE", func(t *testing.T) {
 		w := newWorld(t)
 		w.noHook = true

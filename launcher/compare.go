@@ -93,7 +93,32 @@ func compareProcess(p *Process, h *held, c *domain.Config, user *uint32) error {
 			return differ(f.Option, "only measured images", f.Path)
 		}
 	}
+	if f := find(p.Open, func(f File) bool { return !h.has(f) && !ownFile(f.Path, c) }); f != nil {
+		return differ("open file", "only measured images", f.Path)
+	}
 	return nil
+}
+
+// has says that the open file is one of the images. The node of a block device may be another one inside QEMU's namespace.
+func (h *held) has(f File) bool {
+	for _, i := range h.images {
+		if want, device := i.File(); f.Dev == want.Dev && f.Ino == want.Ino || device && f.Path == i.path {
+			return true
+		}
+	}
+	return false
+}
+
+// ownFile says that QEMU or libvirt has the file open for itself: the guest's memory, its variable store, logs and the process id. Everything else
+// is what an image pointed at behind our back.
+func ownFile(path string, c *domain.Config) bool {
+	for _, s := range c.Serials {
+		if path == s.Path || path == s.Log {
+			return true
+		}
+	}
+	libvirts := strings.HasPrefix(path, "/var/log/libvirt/") && strings.HasSuffix(path, ".log") || strings.HasPrefix(path, "/run/libvirt/") && strings.HasSuffix(path, ".pid")
+	return libvirts || path == c.Boot.NVRAM || strings.HasPrefix(path, "/memfd:")
 }
 
 func find(files []File, is func(File) bool) *File {

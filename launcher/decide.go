@@ -31,6 +31,7 @@ var checks = []check{
 	tokenInTime,        // token-expired
 	linkOurs,           // token-used
 	guestPinned,        // token-constraint
+	keysReleased,       // token-constraint
 	configurationSame,  // configuration-changed
 	everythingMeasured, // image-not-measured
 	imagesSame,         // image-changed
@@ -366,13 +367,16 @@ func everythingMeasured(f *Facts) *proof.Refusal {
 	if b.Initrd != "" && m.Initrd == nil {
 		return unmeasured(b.Initrd)
 	}
-	digests := map[string]*proof.Digest{}
+	found := map[string]proof.StatementDisk{}
 	for _, d := range m.Disks {
-		digests[d.Target] = d.Digest
+		found[d.Target] = d
 	}
 	for _, d := range f.Config.Disks {
-		if d.Source != "" && d.ReadOnly && digests[d.Target] == nil {
+		if d.Source != "" && (d.ReadOnly || d.Encryption != "") && found[d.Target].Digest == nil {
 			return unmeasured(d.Source)
+		}
+		if len(d.Backing) > 0 && !d.ReadOnly && found[d.Target].Backing == nil {
+			return unmeasured(d.Backing[0].Source)
 		}
 	}
 	return nil

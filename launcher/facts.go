@@ -69,7 +69,7 @@ func text(d *proof.Digest) string {
 func disks(all []proof.StatementDisk) string {
 	s := ""
 	for _, d := range all {
-		s += fmt.Sprintf("%s %s read-only=%v %s;", d.Target, d.Mode, d.ReadOnly, text(d.Digest))
+		s += fmt.Sprintf("%s %s read-only=%v %s on %s;", d.Target, d.Mode, d.ReadOnly, text(d.Digest), text(d.Backing))
 	}
 	return s
 }

@@ -158,7 +158,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	// Step 4: create paused, under an id that only this start carries. A crash here leaves a paused guest that never ran: recovery destroys it.
 	w.Step(StepCreate)
 	rand.Read(added.LaunchID[:])
-	called, err := a.create(ctx, added)
+	called, err := a.create(ctx, added, released.Secret)
 	if err != nil {
 		return nil, Refusal(StepCreate, err)
 	}
@@ -262,15 +262,17 @@ func (l *Launcher) define(ctx context.Context, p Permit, c *domain.Config, added
 }
 
 // create starts the guest paused. called says whether libvirt asked the hook about this very start.
-func (a *attempt) create(ctx context.Context, added domain.Additions) (called bool, err error) {
+func (a *attempt) create(ctx context.Context, added domain.Additions, secret proof.Secret) (called bool, err error) {
 	if err := a.handOver(a.images); err != nil {
 		return false, err
 	}
 	expected := a.Hook.Expect(a.permit.uuid, added.LaunchID)
 	defer expected.Done()
-	err = a.Virt.CreatePaused(ctx, domain.Emit(a.config, added))
-	// QEMU has read the file, or never will.
-	if rerr := a.Secrets.Remove(a.permit.uuid.String()); rerr != nil {
+	if err = a.putKeys(ctx, a.config, secret); err == nil {
+		err = a.Virt.CreatePaused(ctx, domain.Emit(a.config, added))
+	}
+	// QEMU has read the file and opened the disks, or never will.
+	if rerr := errors.Join(a.removeKeys(ctx, a.config), a.Secrets.Remove(a.permit.uuid.String())); rerr != nil {
 		return false, errors.Join(err, rerr)
 	}
 	return expected.Called(), err

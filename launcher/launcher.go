@@ -21,6 +21,7 @@ type Launcher struct {
 	Images   Images
 	Hook     Hook
 	Secrets  Secrets
+	Keys     Keys
 	Book     *Book
 	Clock    Clock
 	Log      *slog.Logger

@@ -5,8 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"troth/launcher/domain"
 	"troth/proof"
@@ -21,9 +19,13 @@ const roleDisk = "disk"
 type heldImage struct {
 	Image
 	path   string
-	role   string // "-kernel", "-initrd", "firmware", "nvram", "disk"
-	target string // of a disk
-	writes bool   // the guest writes to it
+	hashed *proof.Digest  // when it was measured; nil: only held
+	sealed *proof.Digest  // of the LUKS header of a sealed disk
+	role   string         // "-kernel", "-initrd", "firmware", "nvram", "disk"
+	target string         // of a disk
+	writes bool           // the guest writes to it
+	format string         // of a disk's layer
+	below  domain.Backing // of a disk's layer: the next one, empty for the last
 }
 
 func (h *held) close() error {
@@ -51,8 +53,10 @@ func (h *held) recheck() []*proof.Refusal {
 // wanted is one file that a configuration boots from, reads or writes.
 type wanted struct {
 	path, role, target string
-	format             string // of a disk
+	format             string         // of a disk's layer
+	below              domain.Backing // of a disk's layer: the next one, empty for the last
 	writes, measure    bool
+	sealed             bool           // of a disk: its LUKS header is what is hashed
 	digest             **proof.Digest // where its digest goes
 }
 
@@ -73,30 +77,20 @@ func (l *Launcher) measure(ctx context.Context, c *domain.Config, first bool, w 
 		d := proof.Digest(sha256.Sum256([]byte(c.Boot.CommandLine)))
 		m.CommandLine = &d
 	}
-	m.Disks = make([]proof.StatementDisk, 0, len(c.Disks))
-	for _, d := range c.Disks {
-		if d.Source == "" {
-			continue
-		}
-		if len(d.Backing) > 0 {
-			return nil, nil, proof.Refuse(proof.ImageNotMeasured, "a disk with backing files has no single digest yet: flatten it",
-				proof.Fact{Name: "disk", Value: d.Target}, proof.Fact{Name: "backing", Value: d.Backing[0].Source})
-		}
-		mode := proof.DiskInitial
-		if d.ReadOnly {
-			mode = proof.DiskImmutable
-		}
-		m.Disks = append(m.Disks, proof.StatementDisk{Target: d.Target, Mode: mode, ReadOnly: d.ReadOnly})
-	}
-	slices.SortFunc(m.Disks, func(a, b proof.StatementDisk) int { return strings.Compare(a.Target, b.Target) })
-	for i := range m.Disks {
-		at := slices.IndexFunc(c.Disks, func(d domain.Disk) bool { return d.Target == m.Disks[i].Target })
-		d := c.Disks[at]
-		files = append(files, wanted{path: d.Source, role: roleDisk, target: d.Target, format: d.Format, writes: !d.ReadOnly, measure: d.ReadOnly || first, digest: &m.Disks[i].Digest})
+	media := disksOf(c, first)
+	for _, d := range media {
+		files = append(files, d.files...)
 	}
 	h, err := l.hold(ctx, files, w)
 	if err != nil {
 		return nil, nil, err
+	}
+	if err := h.apart(); err != nil {
+		return nil, nil, errors.Join(err, h.close())
+	}
+	m.Disks = make([]proof.StatementDisk, 0, len(media))
+	for _, d := range media {
+		m.Disks = append(m.Disks, d.stated())
 	}
 	return h, m, nil
 }
@@ -121,22 +115,30 @@ func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, 
 			return nil, errors.Join(err, h.close())
 		}
 		if f.role == roleDisk {
-			// Disks with backing files are refused before, so that a header may name none; nor a data file.
-			if err := image.CheckFormat(f.format, ""); err != nil {
+			// What its header points at is what the domain names below it, or nothing.
+			if err := image.CheckFormat(f.format, f.below.Source, f.below.Format); err != nil {
 				return nil, errors.Join(err, image.Close(), h.close())
 			}
 		}
-		h.images = append(h.images, &heldImage{Image: image, path: f.path, role: f.role, target: f.target, writes: f.writes})
+		next := &heldImage{Image: image, path: f.path, role: f.role, target: f.target, writes: f.writes, format: f.format, below: f.below}
+		h.images = append(h.images, next)
+		if f.sealed {
+			d, err := image.HashSealed(ctx)
+			if err != nil {
+				return nil, errors.Join(err, h.close())
+			}
+			next.sealed, *f.digest = &d, &d
+		}
 		if f.measure {
 			d := image.Digest()
-			*f.digest = &d
+			*f.digest, next.hashed = &d, &d
 		}
 		before += size
 	}
 	return h, nil
 }
 
-// handOver lets go of the digests of what the guest is about to write to, after a last look, and keeps holding the very same files.
+// handOver opens what the guest is about to write to once more, after a last look: its times may change from now on, and it must be the very same file.
 func (l *Launcher) handOver(h *held) error {
 	for _, i := range h.images {
 		if !i.writes {
@@ -162,22 +164,29 @@ func (l *Launcher) handOver(h *held) error {
 	return nil
 }
 
-// again hashes what the guest boots once more. QEMU has read it by now, and libvirt touched the files to start it: whoever wrote into one
-// after it was measured is seen here, before there is a proof.
+// again hashes everything that was hashed once more, through the descriptors that are held. QEMU has opened it by now, and libvirt touched the
+// files to start it, so that their change times say nothing: whoever wrote into one after it was measured, and set its modification time back,
+// is seen here, before there is a proof. The guest has not run, so what it may write to has not changed either. What a disk's header points at is
+// asked again too, also of one whose content is not hashed any more.
 func (l *Launcher) again(ctx context.Context, h *held) error {
 	for _, i := range h.images {
 		if i.role == roleDisk {
+			if err := i.CheckFormat(i.format, i.below.Source, i.below.Format); err != nil {
+				return err
+			}
+		}
+		want, hash := i.hashed, i.Hash
+		if i.sealed != nil {
+			want, hash = i.sealed, i.HashSealed
+		}
+		if want == nil {
 			continue
 		}
-		now, err := l.Images.Measure(ctx, i.path, func(int64, int64) {})
+		got, err := hash(ctx)
 		if err != nil {
 			return err
 		}
-		got := now.Digest()
-		if err := now.Close(); err != nil {
-			return fmt.Errorf("cannot close %q: %w", i.path, err)
-		}
-		if want := i.Digest(); got != want {
+		if got != *want {
 			return proof.Refuse(proof.ImageChanged, "an image changed while the domain was created",
 				proof.Fact{Name: "path", Value: i.path}, proof.Fact{Name: "digest", Want: want.String(), Got: got.String()})
 		}

@@ -121,10 +121,15 @@ type Images interface {
 // Image is a measured file that is still held open.
 type Image interface {
 	Digest() proof.Digest
+	// Hash reads the content once more, as it is now, through the descriptor that is held.
+	Hash(ctx context.Context) (proof.Digest, error)
+	// HashSealed reads the LUKS header of a sealed disk through the descriptor that is held, as it is now.
+	HashSealed(ctx context.Context) (proof.Digest, error)
 	// File is what the path led to. Device says that it is a block device, whose node may be another one inside QEMU's namespace.
 	File() (f File, device bool)
 	// CheckFormat returns a *proof.Refusal when the content points at other files, which QEMU would open and nobody has measured.
-	CheckFormat(format, backing string) error
+	// backing and its format are the next layer of the domain's own list, empty for the last.
+	CheckFormat(format, backing, backingFormat string) error
 	// Recheck returns a *proof.Refusal when the path leads elsewhere now, or measured content may have changed.
 	Recheck() error
 	Close() error
@@ -160,6 +165,16 @@ type Secrets interface {
 	Remove(uuid string) error
 	// Forget removes everything of the domain.
 	Forget(uuid string) error
+}
+
+// Keys hands keys of sealed disks to libvirt, as secrets that it keeps in memory and shows to nobody.
+type Keys interface {
+	// PutKey makes or replaces the key of one disk.
+	PutKey(ctx context.Context, id domain.UUID, target string, key proof.Secret) error
+	// RemoveKeys removes the keys of all of a domain's disks; it is no error when there is none.
+	RemoveKeys(ctx context.Context, id domain.UUID) error
+	// SweepKeys removes the keys of all domains but those that are in use.
+	SweepKeys(ctx context.Context, inUse func(domain.UUID) bool) error
 }
 
 // Journal keeps entries on the disk, in order; Append returns when the entry is there.

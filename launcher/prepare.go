@@ -111,6 +111,9 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 	if refusal := a.sameAsArmed(d); refusal != nil {
 		return refusal
 	}
+	if refusal := unsealable(c); refusal != nil {
+		return refusal
+	}
 	if runs, err := l.Virt.Runs(ctx, c.UUID); err != nil {
 		return Refusal(StepRead, err)
 	} else if runs {

@@ -26,7 +26,7 @@ func (a *attempt) undo(ctx context.Context, why *proof.Refusal) {
 	// A crash from here on finds the reason, and undoes the rest.
 	a.note(&Entry{What: WroteFailed, Launch: a.req.ID, UUID: uuid, Refusal: why})
 	a.Book.Blame(a.req.ID, why)
-	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Mode: a.req.Mode, Previous: a.before, Refusal: why}
+	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Mode: a.req.Mode, Previous: a.before, Request: domain.Emit(a.config, domain.Additions{}), Refusal: why}
 	if err := a.putBack(ctx, r, a.config.UUID, a.granted, a.unmoved); err != nil {
 		a.Log.Error("cannot undo a launch, it will be tried again", "launch", a.req.ID, "error", err.Error())
 	}
@@ -51,6 +51,9 @@ func (l *Launcher) putBack(ctx context.Context, r *Record, id domain.UUID, grant
 			}
 		}
 		if err := l.Secrets.Remove(id.String()); err != nil {
+			return err
+		}
+		if err := l.removeKeysOf(ctx, id, r.Request); err != nil {
 			return err
 		}
 		if r.Previous == nil && r.Mode != proof.ModeHook {

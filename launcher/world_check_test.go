@@ -96,6 +96,9 @@ func (w *world) tidy() {
 	if len(w.secrets) > 0 {
 		w.t.Fatal("a guest's secret is left in its file")
 	}
+	if len(w.diskKeys) > 0 {
+		w.t.Fatal("the key of a sealed disk is left with libvirt")
+	}
 	if w.opened != 0 {
 		w.t.Fatalf("%d images are left open", w.opened)
 	}

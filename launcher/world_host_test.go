@@ -90,6 +90,11 @@ func (w *world) CreatePaused(_ context.Context, xml []byte) error {
 			}
 			w.asked[c.Added.LaunchID] = true
 		}
+		if w.real != nil {
+			if err := w.real.start(c); err != nil {
+				return err
+			}
+		}
 		w.live[c.UUID.String()], w.paused[c.UUID.String()] = xml, true
 		return nil
 	})
@@ -132,6 +137,9 @@ func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err erro
 			return err
 		}
 		p = &Process{PID: 42, Exe: "/usr/bin/qemu-system-x86_64"}
+		if w.real != nil {
+			return w.real.process(p, c)
+		}
 		name := func(path, option string) {
 			if path != "" {
 				p.Named = append(p.Named, File{Path: path, Dev: 1, Ino: inode(path), Option: option})
@@ -170,6 +178,10 @@ type fakeImage struct {
 
 func (w *world) Measure(_ context.Context, path string, progress func(done, total int64)) (i Image, err error) {
 	err = w.call("measure", func() error {
+		if w.real != nil {
+			i, err = w.real.measure(w, path)
+			return err
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		content, ok := w.files[path]
@@ -191,6 +203,10 @@ func (w *world) Measure(_ context.Context, path string, progress func(done, tota
 
 func (w *world) Open(path string) (i Image, err error) {
 	err = w.call("open", func() error {
+		if w.real != nil {
+			i, err = w.real.open(w, path)
+			return err
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.opened++
@@ -203,9 +219,20 @@ func (w *world) Open(path string) (i Image, err error) {
 	return i, err
 }
 
-func (i *fakeImage) Digest() proof.Digest             { return i.digest }
-func (i *fakeImage) File() (File, bool)               { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
-func (i *fakeImage) CheckFormat(string, string) error { return nil }
+func (i *fakeImage) Hash(context.Context) (d proof.Digest, err error) {
+	err = i.w.call("hash", func() error {
+		i.w.mu.Lock()
+		defer i.w.mu.Unlock()
+		d = sha256.Sum256(i.w.files[i.path])
+		return nil
+	})
+	return d, err
+}
+
+func (i *fakeImage) HashSealed(ctx context.Context) (proof.Digest, error) { return i.Hash(ctx) }
+func (i *fakeImage) Digest() proof.Digest                                 { return i.digest }
+func (i *fakeImage) File() (File, bool)                                   { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
+func (i *fakeImage) CheckFormat(string, string, string) error             { return nil }
 
 func (i *fakeImage) Recheck() error {
 	i.w.mu.Lock()
@@ -282,6 +309,40 @@ func (s fakeSecrets) Remove(id string) error {
 }
 
 func (s fakeSecrets) Forget(id string) error { return s.Remove(id) }
+
+type fakeKeys struct{ w *world }
+
+func (k fakeKeys) PutKey(_ context.Context, id domain.UUID, target string, key proof.Secret) error {
+	return k.w.call("put key", func() error {
+		k.w.mu.Lock()
+		defer k.w.mu.Unlock()
+		k.w.diskKeys[id.String()+"/"+target] = string(key.Reveal())
+		return nil
+	})
+}
+
+func (k fakeKeys) RemoveKeys(_ context.Context, id domain.UUID) error {
+	return k.w.call("remove keys", func() error { return k.sweep(func(of domain.UUID) bool { return of != id }) })
+}
+
+func (k fakeKeys) SweepKeys(_ context.Context, inUse func(domain.UUID) bool) error {
+	return k.w.call("sweep keys", func() error { return k.sweep(inUse) })
+}
+
+func (k fakeKeys) sweep(keep func(domain.UUID) bool) error {
+	k.w.mu.Lock()
+	defer k.w.mu.Unlock()
+	for name := range k.w.diskKeys {
+		id, err := domain.ParseUUID(name[:36])
+		if err != nil {
+			return err
+		}
+		if !keep(id) {
+			delete(k.w.diskKeys, name)
+		}
+	}
+	return nil
+}
 
 type fakeClock struct{ w *world }
 

@@ -47,12 +47,14 @@ type world struct {
 	process        func(p *Process)
 
 	// files
+	real    *realFiles // instead of the made-up files below
 	files   map[string][]byte
 	opened  int
 	changed map[string]bool // was written to since it was measured
 
 	// secrets
-	secrets map[string][]byte
+	secrets  map[string][]byte
+	diskKeys map[string]string // with libvirt: the keys of sealed disks, by domain and target
 
 	// the hook's socket
 	expected map[[32]byte]bool
@@ -97,7 +99,7 @@ type fakeChain struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, inactive: map[string][]byte{}, live: map[string][]byte{}, paused: map[string]bool{}, ran: map[string]bool{},
-		files: map[string][]byte{"/images/vmlinuz": []byte("kernel"), "/images/initrd": []byte("initrd")}, changed: map[string]bool{}, secrets: map[string][]byte{},
+		files: map[string][]byte{"/images/vmlinuz": []byte("kernel"), "/images/initrd": []byte("initrd")}, changed: map[string]bool{}, secrets: map[string][]byte{}, diskKeys: map[string]string{},
 		expected: map[[32]byte]bool{}, asked: map[[32]byte]bool{}, chains: map[proof.Digest]*fakeChain{}, tokens: map[proof.Digest]*proof.Token{}, boot: time.Hour,
 		seed: bytes.Repeat([]byte{7}, proof.SeedSize), profile: proof.ProfileRef{Name: "lab", Digest: proof.Digest{1}}}
 	var err error
@@ -163,7 +165,7 @@ func (w *world) restart() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Book: book, Clock: fakeClock{w},
+	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Keys: fakeKeys{w}, Book: book, Clock: fakeClock{w},
 		Log: slog.New(slog.DiscardHandler), Cleanup: 5 * time.Second}
 	w.l.Start()
 }

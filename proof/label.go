@@ -25,6 +25,8 @@ const (
 	LabelProfile       Label = "troth/profile/v1"       // digest of a profile with its reference values
 	LabelIdentity      Label = "troth/identity/v1"      // a host's identity: its EK digests
 	LabelAudit         Label = "troth/audit/v1"         // a line of a host's audit log
+	LabelDiskSecret    Label = "troth/disk-secret/v1"   // name (UUID) of the libvirt secret of a sealed disk: domain UUID, target
+	LabelChain         Label = "troth/chain/v1"         // digest of a disk with layers below: their contents' digests, top first
 )
 
 // Labels of keys (HKDF-SHA256 info) and of the MACs made with them.
@@ -35,6 +37,7 @@ const (
 	LabelConsent   Label = "troth/consent/v1"   // nonce → consent key: destination, link, random
 	LabelChallenge Label = "troth/challenge/v1" // verifier's challenge key: time, random
 	LabelSaved     Label = "troth/saved/v1"     // nonce → key over a save image's digest
+	LabelDiskKey   Label = "troth/disk-key/v1"  // token secret, target → passphrase of a sealed disk
 )
 
 // Labels of HPKE (RFC 9180 `info`).
@@ -47,8 +50,8 @@ const (
 func Labels() []Label {
 	return []Label{
 		LabelAttest, LabelEnrol, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
-		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity, LabelAudit,
-		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved,
+		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity, LabelAudit, LabelChain, LabelDiskSecret,
+		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved, LabelDiskKey,
 		LabelTokenSeal, LabelReleaseSeal,
 	}
 }

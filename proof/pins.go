@@ -20,9 +20,10 @@ const (
 
 // Disk pins one disk by its target (vda, sda).
 type Disk struct {
-	Target string `json:"target"`
-	Mode   string `json:"mode"` // immutable | initial | sealed
-	Digest Digest `json:"digest"`
+	Target  string  `json:"target"`
+	Mode    string  `json:"mode"` // immutable | initial | sealed
+	Digest  Digest  `json:"digest"`
+	Backing *Digest `json:"backing,omitempty"` // initial only: of the layers below, at every link
 }
 
 // Pins say what may run with a token's nonce; an absent pin says nothing.
@@ -80,6 +81,9 @@ func (p *Pins) check() error {
 		field := fmt.Sprintf("pins.disks[%d]", i)
 		if err := firstError(checkID(field+".target", d.Target), checkOneOf(field+".mode", d.Mode, DiskImmutable, DiskInitial, DiskSealed)); err != nil {
 			return err
+		}
+		if d.Backing != nil && d.Mode != DiskInitial {
+			return fmt.Errorf("%s.backing: only a disk of mode %s has one", field, DiskInitial)
 		}
 		if seen[d.Target] {
 			return fmt.Errorf("%s.target: %q stands twice", field, d.Target)
@@ -164,9 +168,11 @@ func (j *judge) disks(pins []Disk, s *Statement, complete bool) {
 		case p.Mode != d.Mode:
 			j.equal(name+" mode", p.Mode, d.Mode)
 		case p.Mode == DiskInitial && s.Previous != nil:
-			// The guest has written to it since the first link; what it was then is in that link.
+			// The guest has written to it since the first link; what it was then is in that link. It never wrote to what lies below.
+			j.image(name+" backing", p.Backing, d.Backing, true)
 		default:
 			j.image(name, &p.Digest, d.Digest, true)
+			j.image(name+" backing", p.Backing, d.Backing, true)
 		}
 	}
 	for _, p := range pins {

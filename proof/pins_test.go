@@ -44,7 +44,7 @@ func attackPins(t *testing.T) {
 		"engine's firmware": {func(s *Statement) { s.Measurements.Firmware = ptr(testDigest("engine's")) }, TokenConstraint, "firmware"},
 		"engine's disk":     {func(s *Statement) { s.Disks[0].Digest = ptr(testDigest("engine's")) }, TokenConstraint, "disk vda"},
 		"another disk": {func(s *Statement) {
-			s.Disks = append(s.Disks, StatementDisk{"vdb", DiskUnpinned, false, nil})
+			s.Disks = append(s.Disks, StatementDisk{"vdb", DiskUnpinned, false, nil, nil})
 		}, TokenConstraint, "disk vdb"},
 		"disk of another mode": {func(s *Statement) { s.Disks[0].Mode = DiskInitial }, TokenConstraint, "disk vda mode"},
 		"no disk":              {func(s *Statement) { s.Disks = nil }, TokenConstraint, "disk vda"},

@@ -125,7 +125,7 @@ func ptr[T any](v T) *T { return &v }
 func scenePins() *Pins {
 	return &Pins{
 		Kernel: ptr(testDigest("kernel")), Initrd: ptr(testDigest("initrd")), CommandLine: ptr(testDigest("command line")),
-		Disks: []Disk{{"vda", DiskImmutable, testDigest("disk")}}, Interactive: InteractiveNo,
+		Disks: []Disk{{"vda", DiskImmutable, testDigest("disk"), nil}}, Interactive: InteractiveNo,
 	}
 }
 
@@ -212,7 +212,7 @@ func (s *scene) statement(t testing.TB, verdict string) *Statement {
 		Version: StatementVersion, UUID: "6f1e2c1a-0000-4000-8000-000000000001", Name: "guest", Action: ActionStart, Mode: ModePaused,
 		Configuration: testDigest("configuration"),
 		Measurements:  Measurements{Kernel: ptr(testDigest("kernel")), Initrd: ptr(testDigest("initrd")), CommandLine: ptr(testDigest("command line"))},
-		Disks:         []StatementDisk{{"vda", DiskImmutable, true, ptr(testDigest("disk"))}},
+		Disks:         []StatementDisk{{"vda", DiskImmutable, true, ptr(testDigest("disk")), nil}},
 		Interactive:   InteractiveNo, Token: TokenDigest(s.tokenText), Host: s.akName(t), Verdict: VerdictDigest(verdict),
 		Attempt: 1, Blinder: testDigest("blinder"),
 	}

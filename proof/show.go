@@ -78,6 +78,10 @@ func diskSentence(d StatementDisk) string {
 		access = "read-only"
 	}
 	switch {
+	case d.Backing != nil && d.Digest == nil:
+		return fmt.Sprintf("Its disk %s (%s) was not measured; the layers below it were, as %s.", d.Target, access, d.Backing)
+	case d.Backing != nil:
+		return fmt.Sprintf("Its disk %s (%s, %s) was measured as %s, the layers below it as %s.", d.Target, access, d.Mode, d.Digest, d.Backing)
 	case d.Digest == nil:
 		return fmt.Sprintf("Its disk %s (%s) was not measured.", d.Target, access)
 	case d.Mode == DiskSealed:

@@ -18,7 +18,7 @@ func TestSentences(t *testing.T) {
 	s := newScene(t)
 	s.onStatement = func(x *Statement) {
 		x.Name, x.Action, x.Interactive = "db\"1", ActionMigrateIn, InteractiveYes
-		x.Disks = append(x.Disks, StatementDisk{"vdb", DiskSealed, false, ptr(testDigest("luks"))}, StatementDisk{"vdc", DiskUnpinned, false, nil})
+		x.Disks = append(x.Disks, StatementDisk{"vdb", DiskSealed, false, ptr(testDigest("luks")), nil}, StatementDisk{"vdc", DiskUnpinned, false, nil, nil})
 		x.Measurements.Firmware = ptr(testDigest("firmware"))
 	}
 	g := sceneGenuine(t, s)
@@ -92,7 +92,7 @@ func TestValidate(t *testing.T) {
 
 // An initial disk is compared at the first link only.
 func TestInitialDisk(t *testing.T) {
-	pins := &Pins{Disks: []Disk{{"vda", DiskInitial, testDigest("disk")}}}
+	pins := &Pins{Disks: []Disk{{"vda", DiskInitial, testDigest("disk"), nil}}}
 	st := newScene(t).statement(t, "v")
 	st.Disks[0].Mode, st.Disks[0].Digest = DiskInitial, ptr(testDigest("written since"))
 	if pins.Judge(st) == nil {

@@ -36,7 +36,8 @@ type StatementDisk struct {
 	Target   string  `json:"target"`
 	Mode     string  `json:"mode"` // immutable | initial | sealed | unpinned
 	ReadOnly bool    `json:"read_only"`
-	Digest   *Digest `json:"digest,omitempty"`
+	Digest   *Digest `json:"digest,omitempty"`  // of the content, layers below included (ChainDigest); sealed: of the LUKS header
+	Backing  *Digest `json:"backing,omitempty"` // initial only: of the layers below, which the guest cannot write to
 }
 
 // Statement says what a host runs: one link of a token's chain.
@@ -88,6 +89,9 @@ func (s *Statement) check() error {
 			checkOneOf(field+".mode", d.Mode, DiskImmutable, DiskInitial, DiskSealed, DiskUnpinned))
 		if err != nil {
 			return err
+		}
+		if d.Backing != nil && d.Mode != DiskInitial {
+			return fmt.Errorf("%s.backing: only a disk of mode %s has one", field, DiskInitial)
 		}
 		if i > 0 && strings.Compare(s.Disks[i-1].Target, d.Target) >= 0 {
 			return fmt.Errorf("%s.target: disks stand in the order of their targets, each once", field)

@@ -11,6 +11,7 @@ import (
 
 	"troth/hostd"
 	"troth/hostd/serve"
+	"troth/launcher/image"
 	"troth/tpm/chip"
 )
 
@@ -47,7 +48,7 @@ func (a *app) serve(ctx context.Context) (err error) {
 		return usage(err)
 	}
 	defer verifiers.Close()
-	d := &hostd.Daemon{Config: c, Identity: id, Log: log, Chip: tpm, Virt: lv, Judge: verifiers, Verifier: verifiers, Images: hostd.Images{}, Clock: clock}
+	d := &hostd.Daemon{Config: c, Identity: id, Log: log, Chip: tpm, Virt: lv, Judge: verifiers, Verifier: verifiers, Images: hostd.Images{Verity: image.NewVerity(image.MeasureVerity)}, Clock: clock}
 	if err := d.Open(ctx); err != nil {
 		return &exit{exitUndecided, err}
 	}

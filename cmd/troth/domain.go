@@ -34,6 +34,8 @@ type digestDisk struct {
 	Target   string `json:"target"`
 	Source   string `json:"source"`
 	ReadOnly bool   `json:"read_only"`
+	// Backing are the layers below, top first; each is measured.
+	Backing []string `json:"backing,omitempty"`
 }
 
 func (a *app) domainDigest() *cobra.Command {
@@ -58,7 +60,11 @@ measured apart. What a trusted domain may not have is refused here as it would b
 				v.UUID = c.UUID.String()
 			}
 			for _, d := range c.Disks {
-				v.Disks = append(v.Disks, digestDisk{d.Target, d.Source, d.ReadOnly})
+				disk := digestDisk{Target: d.Target, Source: d.Source, ReadOnly: d.ReadOnly}
+				for _, b := range d.Backing {
+					disk.Backing = append(disk.Backing, b.Source)
+				}
+				v.Disks = append(v.Disks, disk)
 			}
 			return a.answer(v, func(p *printer) { p.domainDigest(v) })
 		},
@@ -87,7 +93,7 @@ func (p *printer) domainDigest(v digestAnswer) {
 		if d.ReadOnly {
 			access = "read-only"
 		}
-		p.field("disk", d.Target+" "+access+" "+d.Source)
+		p.field("disk", d.Target+" "+access+" "+strings.Join(append([]string{d.Source}, d.Backing...), " on "))
 	}
 }
 

@@ -213,6 +213,7 @@ func (p *printer) would(w *api.Would) {
 	p.field("command line", deref(w.CommandLine))
 	for _, d := range w.Disks {
 		p.field("disk "+d.Target, fmt.Sprintf("%s %s", deref(d.Mode), deref(d.Digest)))
+		p.field("backing of "+d.Target, deref(d.Backing))
 	}
 	p.field("interactive", w.Interactive)
 	p.field("token", w.Token)

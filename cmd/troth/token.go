@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) tokenCommand() *cobra.Command {
-	return group("token", "Tokens: a nonce, and what may run with it", a.tokenNew(), a.tokenShow())
+	return group("token", "Tokens: a nonce, and what may run with it", a.tokenNew(), a.tokenDiskKey(), a.tokenShow())
 }
 
 // readToken reads a token's text from a file; the one newline that an editor or
@@ -84,6 +84,7 @@ func (p *printer) pins(t *proof.Pins) {
 	digest("command line", t.CommandLine)
 	for _, d := range t.Disks {
 		p.field("disk "+d.Target, fmt.Sprintf("%s %s", d.Mode, d.Digest))
+		digest("backing of "+d.Target, d.Backing)
 	}
 	p.field("interactive", t.Interactive)
 }

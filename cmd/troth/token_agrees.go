@@ -49,9 +49,9 @@ func (d *disagreement) image(name string, pin *proof.Digest, path string, comple
 // disks compares targets and modes: hosts state a read-only disk as immutable and
 // a writable one as initial.
 func (d *disagreement) disks(c *domain.Config, p *proof.Pins) {
-	pins := map[string]string{}
+	pins, layered := map[string]string{}, map[string]bool{}
 	for _, pin := range p.Disks {
-		pins[pin.Target] = pin.Mode
+		pins[pin.Target], layered[pin.Target] = pin.Mode, pin.Backing != nil
 	}
 	for _, disk := range c.Disks {
 		if disk.Source == "" {
@@ -63,10 +63,14 @@ func (d *disagreement) disks(c *domain.Config, p *proof.Pins) {
 		switch {
 		case !pinned && (len(p.Disks) > 0 || p.Complete()):
 			d.differ(name, "", disk.Source+" (not pinned)")
+		case pinned && (mode == proof.DiskSealed) != (disk.Encryption != ""):
+			d.differ(name+" sealed", yesNo(mode == proof.DiskSealed), yesNo(disk.Encryption != ""))
 		case mode == proof.DiskImmutable && !disk.ReadOnly:
 			d.differ(name, mode, "writable")
 		case mode == proof.DiskInitial && disk.ReadOnly:
 			d.differ(name, mode, "read-only")
+		case mode == proof.DiskInitial && layered[disk.Target] != (len(disk.Backing) > 0):
+			d.differ(name+" layers below", yesNo(layered[disk.Target]), yesNo(len(disk.Backing) > 0))
 		}
 	}
 	for _, pin := range p.Disks {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ type tokenOptions struct {
 	trust, profile, id                string
 	kernel, initrd, firmware, cmdline string
 	domainXML, uuid, interactive      string
-	disks                             []string
+	disks, backing                    []string
 	expiry, chainExpiry, maxUnproven  string
 	secretFile, keyOut, tokenOut      string
 	migration, restarts, onTrustLost  string
@@ -73,7 +74,8 @@ guest gets nothing.`,
 	f.StringVar(&o.initrd, "initrd", "", "pin the initrd: a file, or sha256:HEX")
 	f.StringVar(&o.cmdline, "cmdline", "", "pin the kernel's command line")
 	f.StringVar(&o.firmware, "firmware", "", "pin the firmware: a file, or sha256:HEX")
-	f.StringArrayVar(&o.disks, "disk", nil, "pin a disk: TARGET=immutable:F, =initial:F, or =sealed:F with F the LUKS header; once for each disk")
+	f.StringArrayVar(&o.disks, "disk", nil, "pin a disk: TARGET=immutable:F, =initial:F, or =sealed:F with F the LUKS volume; once for each disk")
+	f.StringArrayVar(&o.backing, "backing", nil, "the next layer below a disk: TARGET=F; once for each layer, from the top down")
 	f.StringVar(&o.domainXML, "domain-xml", "", "pin the configuration of this domain XML")
 	f.StringVar(&o.uuid, "uuid", "", "pin the domain's UUID")
 	f.StringVar(&o.interactive, "interactive", "", "no: neither graphics nor console input")
@@ -118,6 +120,9 @@ func (a *app) newToken(ctx context.Context, o tokenOptions) error {
 	if !t.Secret.IsZero() && len(missing) > 0 {
 		return proof.Refuse(proof.TokenConstraint, "a token with a secret pins all that the guest boots, its disks and that it is not interactive",
 			proof.Fact{Name: "not pinned", Value: strings.Join(missing, ", ")})
+	}
+	if t.Pins != nil && t.Secret.IsZero() && slices.ContainsFunc(t.Pins.Disks, func(d proof.Disk) bool { return d.Mode == proof.DiskSealed }) {
+		return proof.Refuse(proof.TokenConstraint, "a sealed disk opens with the token's secret: name it by --secret-file")
 	}
 	text, err := proof.NewToken(t, to)
 	if err != nil {
@@ -228,12 +233,9 @@ func (a *app) readPins(ctx context.Context, o tokenOptions) (*proof.Pins, error)
 		d := sha256Text(o.cmdline)
 		p.CommandLine = &d
 	}
-	for _, text := range o.disks {
-		d, err := a.disk(ctx, text)
-		if err != nil {
-			return nil, usagef("--disk %q: %w", text, err)
-		}
-		p.Disks = append(p.Disks, d)
+	var err error
+	if p.Disks, err = a.readDisks(ctx, o.disks, o.backing); err != nil {
+		return nil, err
 	}
 	if o.domainXML != "" {
 		c, err := a.readDomain(o.domainXML)
@@ -251,22 +253,6 @@ func (a *app) readPins(ctx context.Context, o tokenOptions) (*proof.Pins, error)
 		return nil, nil
 	}
 	return &p, nil
-}
-
-// disk reads TARGET=MODE:FILE.
-func (a *app) disk(ctx context.Context, text string) (proof.Disk, error) {
-	target, rest, ok := strings.Cut(text, "=")
-	mode, file, ok2 := strings.Cut(rest, ":")
-	if !ok || !ok2 || file == "" {
-		return proof.Disk{}, fmt.Errorf("must be TARGET=MODE:FILE")
-	}
-	switch mode {
-	case proof.DiskImmutable, proof.DiskInitial, proof.DiskSealed:
-	default:
-		return proof.Disk{}, fmt.Errorf("mode %q is not immutable, initial or sealed", mode)
-	}
-	d, err := a.measure(ctx, file)
-	return proof.Disk{Target: target, Mode: mode, Digest: d}, err
 }
 
 var spanPattern = regexp.MustCompile(`^([0-9]{1,6})d$`)

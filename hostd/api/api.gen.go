@@ -262,6 +262,8 @@ type Would struct {
 
 // WouldDisk defines model for WouldDisk.
 type WouldDisk struct {
+	// Backing digest of the layers below a disk that the guest writes to
+	Backing  *string `json:"backing,omitempty"`
 	Digest   *string `json:"digest,omitempty"`
 	Mode     *string `json:"mode,omitempty"`
 	ReadOnly bool    `json:"read_only"`

@@ -62,9 +62,14 @@ func (nothing) Resume(context.Context, domain.UUID) error                 { retu
 func (nothing) Destroy(context.Context, domain.UUID) error                { return errNothing }
 func (nothing) Version(context.Context) (string, error)                   { return "", errNothing }
 func (nothing) Running(context.Context) ([]domain.UUID, error)            { return nil, errNothing }
-func (nothing) Report(context.Context, launcher.ChainEvent) error         { return errNothing }
 func (nothing) Runs(context.Context, domain.UUID) (bool, error)           { return false, nil }
 func (nothing) Autostart(context.Context, domain.UUID) (bool, error)      { return false, errNothing }
+func (nothing) RemoveKeys(context.Context, domain.UUID) error             { return errNothing }
+func (nothing) SweepKeys(context.Context, func(domain.UUID) bool) error   { return errNothing }
+func (nothing) PutKey(context.Context, domain.UUID, string, proof.Secret) error {
+	return errNothing
+}
+func (nothing) Report(context.Context, launcher.ChainEvent) error { return errNothing }
 func (nothing) Process(context.Context, domain.UUID) (*launcher.Process, error) {
 	return nil, errNothing
 }

@@ -56,7 +56,7 @@ func launchView(v hostd.View) api.Launch {
 			Interactive: s.Interactive, Firmware: digestView(s.Measurements.Firmware), Kernel: digestView(s.Measurements.Kernel), Initrd: digestView(s.Measurements.Initrd),
 			CommandLine: digestView(s.Measurements.CommandLine), Disks: []api.WouldDisk{}}
 		for _, d := range s.Disks {
-			w.Disks = append(w.Disks, api.WouldDisk{Target: d.Target, Mode: optional(d.Mode), ReadOnly: d.ReadOnly, Digest: digestView(d.Digest)})
+			w.Disks = append(w.Disks, api.WouldDisk{Target: d.Target, Mode: optional(d.Mode), ReadOnly: d.ReadOnly, Digest: digestView(d.Digest), Backing: digestView(d.Backing)})
 		}
 		out.Would = w
 	}

@@ -228,7 +228,7 @@ func valueAttacks() []attack {
 		{"disk by json", "/var/lib/libvirt/images/raw1", "json:{}", denied, "/domain/devices/disk/source/@file", "absolute"},
 		{"shareable disk", "<readonly/>", "<shareable/>", denied, "/domain/devices/disk/shareable", "others write"},
 		{"transient disk", "<readonly/>", "<transient/>", denied, "/domain/devices/disk/transient", "overlay"},
-		{"encrypted disk", "<readonly/>", "<encryption format='luks'/>", denied, "/domain/devices/disk/encryption", "secrets"},
+		{"encrypted disk", "<readonly/>", "<encryption format='luks'/>", denied, "/domain/devices/disk/encryption", "from hostd alone"},
 		{"label on a disk's source", "raw1'/>", "raw1'><seclabel relabel='no'/></source>", denied, "/domain/devices/disk/source/seclabel", "dynamic"},
 		{"no MAC address", "<mac address='52:54:00:00:00:01'/>", "", invalid, "/domain/devices/interface/mac", "random"},
 		{"multicast MAC address", "52:54:00:00:00:01", "53:54:00:00:00:01", invalid, "/domain/devices/interface/mac/@address", "unicast"},

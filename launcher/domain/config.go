@@ -253,8 +253,10 @@ type Disk struct {
 	Queues   string
 	Logical  string // block size shown to the guest
 	Physical string
-	Backing  []Backing // explicit chain, top to bottom; empty: there is none
-	Address  Address
+	// Encryption is "luks" for a sealed disk: QEMU decrypts it, with a key that hostd hands to libvirt under KeyID; "": none.
+	Encryption string
+	Backing    []Backing // explicit chain, top to bottom; empty: there is none
+	Address    Address
 }
 
 // Backing is one layer below a disk's source, named with its format.

@@ -12,8 +12,9 @@ import (
 // and attribute that is read is ticked off, and leftover makes a refusal of whatever was not. So nothing is accepted
 // by being forgotten.
 type reader struct {
-	mode Mode
-	err  error
+	secrets map[string]UUID // of sealed disks, by target, as the definition names them
+	mode    Mode
+	err     error
 }
 
 // running says that libvirt may have added what it adds to a domain that starts or runs.

@@ -6,7 +6,7 @@ func (w *writer) devices(c *Config, a Additions) {
 	w.open("devices")
 	w.text("emulator", emulator)
 	for _, d := range c.Disks {
-		w.disk(d)
+		w.disk(c.UUID, d)
 	}
 	for _, k := range c.Controllers {
 		w.controller(k)
@@ -89,13 +89,17 @@ func sourceAttr(kind string) string {
 	return "file"
 }
 
-func (w *writer) disk(d Disk) {
+func (w *writer) disk(domain UUID, d Disk) {
 	w.open("disk", at{"type", d.Type}, at{"device", d.Device})
 	w.empty("driver", at{"name", "qemu"}, at{"type", d.Format}, at{"cache", d.Cache}, at{"error_policy", d.Error},
 		at{"rerror_policy", d.RError}, at{"io", d.IO}, at{"discard", d.Discard}, at{"queues", d.Queues},
 		at{"detect_zeroes", d.Zeroes})
 	if d.Source != "" {
-		w.empty("source", at{sourceAttr(d.Type), d.Source})
+		w.group("source", []at{{sourceAttr(d.Type), d.Source}}, func() {
+			if d.Encryption != "" {
+				w.encryption(domain, d)
+			}
+		})
 	}
 	if d.Source != "" && d.Format == "qcow2" {
 		w.chain(d.Backing)

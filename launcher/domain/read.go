@@ -227,6 +227,7 @@ func (r *reader) cross(root *node, c *Config) {
 	r.buses(root, c)
 	r.functions(root, c)
 	r.files(root, c)
+	r.keys(root, c)
 }
 
 // files refuses a file that is written in one role and used in another.

@@ -45,6 +45,9 @@ func (r *reader) disk(n *node) Disk {
 	r.diskTarget(r.must(n, "target"), &d)
 	d.Backing = r.chain(n, d)
 	d.ReadOnly = r.one(n, "readonly") != nil || d.Device == "cdrom"
+	if d.Source != "" {
+		r.encryption(src, &d)
+	}
 	if s := r.one(n, "serial"); s != nil {
 		if d.Serial = r.word(s); !diskSerial.MatchString(d.Serial) {
 			r.malformed(s, "", "%.64q is no serial number", d.Serial)

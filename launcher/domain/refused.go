@@ -38,7 +38,7 @@ var refusedWhy = map[string]string{
 	"dtb":            "device trees are not for x86_64",
 	"shareable":      "a disk that others write cannot be measured",
 	"transient":      "libvirt would put an overlay of its own over the disk",
-	"encryption":     "disk encryption by QEMU takes secrets from libvirt",
+	"encryption":     "disks are encrypted by LUKS below <source>, with a key from hostd alone",
 	"auth":           "network disks are not known",
 	"iotune":         "I/O limits are not known",
 	"mirror":         "a block job copies the disk",

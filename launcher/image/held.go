@@ -180,6 +180,29 @@ func hash(ctx context.Context, r io.ReaderAt, size int64, progress func(done, to
 	}
 }
 
+// Hash reads the whole content as it is now, whoever has it open; it neither leases nor remembers it.
+// Errors: *proof.Refusal with code image-not-measured or image-changed, or ctx's error.
+func (h *Held) Hash(ctx context.Context) (proof.Digest, error) {
+	st, err := stateOf(h.fd())
+	if err != nil {
+		return proof.Digest{}, notMeasured(h.Path, "its state cannot be read: "+reason(err))
+	}
+	size := h.Size
+	if st.mode == unix.S_IFREG {
+		size = st.size
+	}
+	d, err := hash(ctx, h.file, size, nil)
+	switch {
+	case err == nil:
+		return d, nil
+	case ctx.Err() != nil:
+		return d, fmt.Errorf("cannot measure %q: %w", h.Path, ctx.Err())
+	case errors.Is(err, errLength):
+		return d, changed(h.Path, proof.Fact{Name: "content", Want: fmt.Sprintf("%d bytes", size), Got: err.Error()})
+	}
+	return d, notMeasured(h.Path, "it cannot be read: "+reason(err))
+}
+
 // Leased says that the kernel holds writers back until Close.
 func (h *Held) Leased() bool { return h.leased }
 
