@@ -111,10 +111,10 @@ func (s *sim) checkGuest(uuid string) error {
 		}
 	case StateRefused:
 		if live != nil || d.Refusal == nil {
-			return fmt.Errorf("refused for %v, and runs: %v", d.Refusal, live != nil)
+			return fmt.Errorf("refused without a reason: %v, and runs: %v", d.Refusal == nil, live != nil)
 		}
 		if d.Refusal.Sentence == "" || d.Refusal.Remedy == "" {
-			return fmt.Errorf("a refusal that helps nobody: %+v", d.Refusal)
+			return fmt.Errorf("a refusal that helps nobody: %w", d.Refusal)
 		}
 		if !d.Registered && !bytes.Equal(defined, s.before[uuid]) {
 			return fmt.Errorf("the definition is %q, before it was %q", defined, s.before[uuid])

@@ -24,10 +24,10 @@ func hookSequences() []*sequence {
 			t.Fatal(err)
 		}
 	}
-	start := func(s *sim) { s.world.startOther(guestUUID) } //nolint:errcheck // what it could not do is what is tested
+	start := func(s *sim) { unheard(s.world.startOther(guestUUID)) }
 	return []*sequence{
-		{"register", func(*testing.T, *sim) {}, func(s *sim) { s.register(guestUUID, s.token) }},
-		{"register over a definition", redefined, func(s *sim) { s.register(guestUUID, s.token) }},
+		{"register", func(*testing.T, *sim) {}, func(s *sim) { unheard(s.register(guestUUID, s.token)) }},
+		{"register over a definition", redefined, func(s *sim) { unheard(s.register(guestUUID, s.token)) }},
 		{"start by another client", armed, start},
 		{"start by another client, again", func(t *testing.T, s *sim) {
 			started(t, s)
@@ -47,7 +47,7 @@ func hookSequences() []*sequence {
 			s.before[guestUUID] = s.carrying(t, s.token)
 			s.world.inactive[guestUUID] = s.before[guestUUID]
 		}, start},
-		{"delete of an armed domain", armed, func(s *sim) { s.world.l.Delete(context.Background(), guestUUID) }},
+		{"delete of an armed domain", armed, func(s *sim) { unheard(s.world.l.Delete(context.Background(), guestUUID)) }},
 	}
 }
 

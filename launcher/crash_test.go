@@ -43,20 +43,20 @@ func sequences() []*sequence {
 			t.Fatal(refusal)
 		}
 	}
-	launch := func(s *sim) { s.launch(guestUUID) }
+	launch := func(s *sim) { unheard(s.launch(guestUUID)) }
 	return append([]*sequence{
 		{"launch", func(*testing.T, *sim) {}, launch},
 		{"launch over a definition", redefined, launch},
 		{"launch again", stopped, launch},
-		{"stop", launched, func(s *sim) { s.world.l.Stop(ctx, guestUUID) }},
-		{"delete", launched, func(s *sim) { s.world.l.Delete(ctx, guestUUID) }},
+		{"stop", launched, func(s *sim) { unheard(s.world.l.Stop(ctx, guestUUID)) }},
+		{"delete", launched, func(s *sim) { unheard(s.world.l.Delete(ctx, guestUUID)) }},
 		{"guest ends by itself", launched, func(s *sim) {
 			s.world.mu.Lock()
 			delete(s.world.live, guestUUID)
 			s.world.mu.Unlock()
-			s.look() //nolint:errcheck // what it could not do is what is tested
+			unheard(s.look())
 		}},
-		{"refused by the verifier", otherToken, func(s *sim) { s.launchWith(guestUUID, s.others["wrong"]) }},
+		{"refused by the verifier", otherToken, func(s *sim) { unheard(s.launchWith(guestUUID, s.others["wrong"])) }},
 		{"refused beside libvirt", func(_ *testing.T, s *sim) { s.world.process = func(p *Process) { p.Exe = "/tmp/evil" } }, launch},
 		{"refused again beside libvirt", func(t *testing.T, s *sim) {
 			stopped(t, s)
@@ -65,7 +65,7 @@ func sequences() []*sequence {
 		{"two at once", twoGuests, func(s *sim) {
 			var both sync.WaitGroup
 			for uuid := range s.xml {
-				both.Go(func() { s.launch(uuid) })
+				both.Go(func() { unheard(s.launch(uuid)) })
 			}
 			both.Wait()
 		}},
@@ -74,6 +74,9 @@ func sequences() []*sequence {
 		{"recovery of an undoing", cutShort("destroy#0", after), recovery},
 	}, hookSequences()...)
 }
+
+// unheard drops the answer of a step: a dead daemon's reached nobody, and what it left is what is looked at.
+func unheard(...any) {}
 
 func redefined(t *testing.T, s *sim) {
 	c, err := domain.Read(s.xml[guestUUID], domain.Request)
@@ -103,7 +106,7 @@ func cutShort(at string, where side) func(t *testing.T, s *sim) {
 		}
 		p := point{at: at, side: where, end: killed}
 		s.arm(&p)
-		s.launch(guestUUID)
+		unheard(s.launch(guestUUID))
 		s.crash(p)
 	}
 }
@@ -111,7 +114,7 @@ func cutShort(at string, where side) func(t *testing.T, s *sim) {
 // recovery is hostd's own start.
 func recovery(s *sim) {
 	if s.start() == nil {
-		s.look() //nolint:errcheck // what it could not do is what is tested
+		unheard(s.look())
 	}
 }
 
@@ -195,7 +198,7 @@ func crashAll(t *testing.T) {
 				p := all[i]
 				p.seed ^= rand.New(rand.NewPCG(seed, p.seed)).Uint64()
 				c := s.clone()
-				hit, err := c.survive(p, p.loss == tear.Lost || i%8 == 0)
+				hit, err := c.survive(p, p.loss == tear.Lost && p.errno != syscall.EROFS && p.errno != syscall.EMFILE || i%8 == 0)
 				total++
 				if hit {
 					reached++

@@ -59,7 +59,7 @@ func (s *stage) fresh() []byte {
 		return nil
 	}
 	b := make([]byte, info.Size()-s.journalled)
-	n, _ := f.ReadAt(b, s.journalled) //nolint:errcheck // a short read is looked at again
+	n, _ := f.ReadAt(b, s.journalled) // a short read is looked at again
 	return b[:n]
 }
 
