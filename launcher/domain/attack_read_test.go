@@ -26,6 +26,7 @@ func readOtherwise() []attack {
 		{"port of a controller that is not there", "</devices>", "<channel type='unix'><target type='virtio' name='a'/><address type='virtio-serial' controller='1' bus='0' port='2'/></channel></devices>", invalid, "/domain/devices/controller", "virtio-serial 1"},
 		// libvirt sets multifunction of the first.
 		{"two devices in one slot", "</devices>", "<watchdog model='i6300esb'><address type='pci' slot='9'/></watchdog><rng model='virtio'><backend model='random'>/dev/random</backend><address type='pci' slot='9' function='1'/></rng></devices>", invalid, "/domain/devices", "multifunction='on'"},
+		{"display that is not the first", "</devices>", "<video><model type='virtio' primary='no'/></video></devices>", denied, "/domain/devices/video/model/@primary", "one of yes"},
 		{"display memory of zero", "</devices>", "<video><model type='qxl' vram='0'/></video></devices>", invalid, "/domain/devices/video/model/@vram", "zero"},
 		// libvirt without a security driver makes it type none.
 		{"label of no model", "<devices>", "<seclabel type='dynamic'/><devices>", invalid, "/domain/seclabel/@model", "missing"},

@@ -256,7 +256,7 @@ func (r *reader) video(n *node) Video {
 		Model: r.needOf(m, "type", "virtio", "vga", "bochs", "cirrus", "qxl"),
 		RAM:   r.positive(m, "ram"), VRAM: r.positive(m, "vram"), VRAM64: r.positive(m, "vram64"), VGAMem: r.positive(m, "vgamem"),
 		Heads:   r.positive(m, "heads"),
-		Primary: r.oneOf(m, "primary", "yes", "no"),
+		Primary: r.oneOf(m, "primary", "yes"), // libvirt forgets a no
 	}
 	if v.Heads == "" && r.request() {
 		v.Heads = "1"

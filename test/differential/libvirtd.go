@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,10 +58,26 @@ func Start(dir string) (*Libvirtd, error) {
 	case <-time.After(time.Minute):
 		err = os.ErrDeadlineExceeded
 	}
+	if err == nil {
+		err = answers(filepath.Join(dir, "libvirt-sock"))
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot start libvirtd in namespaces (root, libvirtd and unshare are needed): %w", err), l.Stop())
 	}
 	return l, nil
+}
+
+// answers waits until somebody listens on a socket: libvirtd makes the file before it does.
+func answers(socket string) error {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			return c.Close()
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // URI is where to connect to.
