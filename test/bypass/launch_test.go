@@ -65,7 +65,12 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(status)
+	// CAP_CHOWN, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE and CAP_LEASE are bits 0, 2, 19 and 28 (capabilities(7)).
+	for _, want := range []string{"Uid:\t64101\t64101\t64101\t64101\n", "CapEff:\t0000000010080005\n", "CapBnd:\t0000000010080005\n", "NoNewPrivs:\t1\n"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("troth-hostd runs without %q: %s", want, status)
+		}
+	}
 	for _, w := range Held() {
 		_, err := h.VirshAs(ctx, lab.Operator, w.For("bound", "/tmp/none.xml", "/tmp")...)
 		if err == nil {

@@ -85,3 +85,14 @@ func until(t *testing.T, what string, try func() error) {
 		time.Sleep(100 * time.Millisecond)
 	}
 }
+
+func appendTo(t *testing.T, file, text string) {
+	t.Helper()
+	old, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, append(old, text...), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

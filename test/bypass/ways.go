@@ -43,7 +43,8 @@ func ends(w Way) Way {
 	return w
 }
 
-// Held are the ways that belong to troth-hostd alone when the domain is registered, those that leave it running first.
+// Held are the ways that belong to troth-hostd alone when the running domain is registered, those that leave it running first. To start
+// one that does not run is held too (start).
 func Held() []Way {
 	return []Way{
 		way("write", "redefine", "define", "$X"),
@@ -67,7 +68,6 @@ func Held() []Way {
 		way("checkpoint", "checkpoint", "checkpoint-create-as", "$D", "one"),
 		way("checkpoint", "backup", "backup-begin", "$D"),
 		way("core-dump", "dump", "dump", "$D", "$T/core", "--memory-only", "--live"),
-		way("open-device", "console", "console", "$D"),
 		way("screenshot", "screenshot", "screenshot", "$D", "$T/screen"),
 		way("send-input", "send-key", "send-key", "$D", "KEY_A"),
 		way("inject-nmi", "NMI", "inject-nmi", "$D"),
@@ -82,7 +82,6 @@ func Held() []Way {
 		way("migrate", "migrate", "migrate", "--live", "$D", "qemu+unix:///system", "unix:///tmp/nowhere"),
 		ends(way("hibernate", "managed save", "managedsave", "$D")),
 		ends(way("hibernate", "save", "save", "$D", "$T/saved")),
-		ends(way("start", "start", "start", "$D")),
 		ends(way("delete", "undefine", "undefine", "$D")),
 	}
 }

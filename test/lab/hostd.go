@@ -28,8 +28,8 @@ client_ca = "/etc/troth/ca.pem"
 user = "` + qemuUser + `"
 `
 
-// configureHostd issues the host's certificate and writes its configuration.
-func (h *Host) configureHostd(ctx context.Context) error {
+// Configure issues the host's certificate and writes its configuration, as Provision does first.
+func (h *Host) Configure(ctx context.Context) error {
 	cert, err := h.lab.PKI.Server(h.Name, RoleHost, h.Name, h.Address)
 	if err != nil {
 		return err
@@ -51,7 +51,7 @@ func (h *Host) configureHostd(ctx context.Context) error {
 
 // Provision enrols the host: troth-hostd provision. An operator has yet to approve it.
 func (h *Host) Provision(ctx context.Context) error {
-	if err := h.configureHostd(ctx); err != nil {
+	if err := h.Configure(ctx); err != nil {
 		return err
 	}
 	argv, err := h.hostdCommand("provision")

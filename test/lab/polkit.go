@@ -17,14 +17,14 @@ import (
 // The users of a host with Options.Polkit.
 const (
 	Hostd    = "troth"    // who troth-hostd runs as
-	Operator = "operator" // may do everything with libvirt, by an ordinary rule of polkit
+	Operator = "manager"  // may do everything with libvirt, by an ordinary rule of polkit
 	Stranger = "stranger" // a user of the host whom nobody gave anything
 )
 
 // users are added to a host's passwd; groups to its group file, with their members.
 var (
 	users  = []string{Hostd + ":x:64101:64101::/var/lib/troth:/usr/sbin/nologin", Operator + ":x:64102:64102::/tmp:/bin/sh", Stranger + ":x:64103:64103::/tmp:/bin/sh"}
-	groups = []string{"troth:x:64101:", "operator-own:x:64102:", "stranger-own:x:64103:", "libvirt:x:64110:" + Operator, "tss:x:64111:"}
+	groups = []string{"troth:x:64101:", Operator + ":x:64102:", Stranger + ":x:64103:", "libvirt:x:64110:" + Operator, "tss:x:64111:"}
 )
 
 // libvirtdPolkitConf is libvirtd.conf as Debian has it, with the one line that docs/polkit.md asks for.
@@ -76,7 +76,7 @@ func (l *Lab) preparePolkit(ctx context.Context, tree string) ([]bind, error) {
 	if err != nil {
 		return nil, err
 	}
-	share := filepath.Join(tree, "share-polkit")
+	share := filepath.Join(tree, "share-polkit") // Host.Path finds it there
 	if err := copyFile(actions, filepath.Join(share, "actions", filepath.Base(actions)), 0o644); err != nil {
 		return nil, err
 	}
@@ -160,7 +160,11 @@ func (h *Host) startPolkit(ctx context.Context) error {
 		return err
 	}
 	return h.await(ctx, "polkitd", func() error {
-		_, err := h.Exec(ctx, "pkaction", "--action-id", "org.libvirt.api.domain.getattr")
+		// To ask it over the bus too early makes the bus start a second one, whose log nobody sees.
+		log, err := os.ReadFile(h.Log("polkitd"))
+		if err == nil && !strings.Contains(string(log), "Acquired the name") {
+			err = errors.New("polkitd is not on the bus yet")
+		}
 		return err
 	})
 }

@@ -49,6 +49,9 @@ func (h *Host) StartTPM(ctx context.Context) error {
 	if err := h.await(ctx, "swtpm", func() error { _, err := txt.Attach(h.tpmDir()); return err }); err != nil {
 		return err
 	}
+	if err := h.give(ctx, "tss", "0711", h.tpmDir()); err != nil {
+		return err
+	}
 	return h.give(ctx, "tss", "0660", h.TPMSocket())
 }
 

@@ -8,6 +8,7 @@ packages=(
 	libvirt-daemon libvirt-clients qemu-system-x86 qemu-utils # hosts
 	swtpm swtpm-tools tpm2-tools # TPMs
 	busybox-static cpio # guests
+	dbus-daemon polkitd systemd # hosts whose libvirt asks polkit; systemd-analyze
 	iproute2 openssl
 )
 
