@@ -14,6 +14,7 @@ import (
 const (
 	StateLaunching = "launching"
 	StateProved    = "proved"
+	StateBroken    = "broken" // it was proved, and is not what was proved any more, until it is stopped
 	StateStopped   = "stopped"
 	StateRefused   = "refused"
 )
@@ -39,6 +40,8 @@ type Domain struct {
 	Link          *proof.Digest // of the newest proved launch
 	Attempt       uint32        // of that link
 	Proof         []byte        // of the newest proved launch
+	Grant         *Grant        // of the newest proved launch: what was compared when it was proved
+	Report        []byte        // signed, when the newest proved launch was broken
 	Volumes       []Volume
 	Refusal       *proof.Refusal // of the newest launch that was refused, or why the guest is gone
 	History       []Entry        // newest last; without bulk
@@ -143,7 +146,7 @@ func (b *Book) apply(e *Entry) error {
 	}
 	r := b.launches[e.Launch]
 	if r == nil {
-		if e.What != WroteIntent && e.What != WroteRefused && e.What != WroteForgotten && e.What != WroteStopped {
+		if e.What != WroteIntent && e.What != WroteRefused && !ofDomain(e.What) {
 			return fmt.Errorf("%s of an unknown launch %q", e.What, e.Launch)
 		}
 		r = &Record{Launch: e.Launch, UUID: e.UUID, Asked: e.Asked, At: e.At}
@@ -153,6 +156,15 @@ func (b *Book) apply(e *Entry) error {
 	}
 	b.applyLaunch(e, d, r)
 	return nil
+}
+
+// ofDomain says that an entry tells of a domain whose launch ended long ago, and may be forgotten.
+func ofDomain(what string) bool {
+	switch what {
+	case WroteStopped, WroteBroken, WroteStray, WroteForgotten:
+		return true
+	}
+	return false
 }
 
 func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
@@ -165,7 +177,7 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 		r.Granted, r.Previous, d.Registered, d.Volumes = true, e.Previous, true, e.Volumes
 	case WroteProved:
 		r.Proof = e.Proof
-		d.Proof, d.Link, d.Attempt = e.Proof, &r.Link, r.Attempt
+		d.Proof, d.Link, d.Attempt, d.Grant, d.Report = e.Proof, &r.Link, r.Attempt, e.Grant, nil
 		d.TokenText, d.Token, d.Configuration, d.Request = r.TokenText, r.Token, r.Configuration, r.Request
 	case WroteRunning:
 		d.State = StateProved
@@ -176,11 +188,14 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 		b.refused(e, d, r)
 	case WroteStopped:
 		d.State, d.Refusal = StateStopped, e.Refusal
+	case WroteBroken:
+		d.State, d.Refusal, d.Report = StateBroken, e.Refusal, e.Report
+	case WroteStray: // told in the history; it says nothing of what the book knows to run
 	case WroteForgotten:
 		delete(b.domains, e.UUID)
 		return
 	}
-	if e.What != WroteStopped {
+	if !ofDomain(e.What) {
 		r.Reached = e.What
 	}
 	d.Since = e.At
@@ -202,7 +217,7 @@ func (b *Book) refused(e *Entry, d *Domain, r *Record) {
 		d.Name = e.Name
 	}
 	if r.Proof != nil { // it was never handed out
-		d.Proof, d.Link, r.Proof = nil, nil, nil
+		d.Proof, d.Link, d.Grant, d.Report, r.Proof = nil, nil, nil, nil, nil
 	}
 	if d.Proof == nil {
 		d.Registered, d.Volumes = false, nil

@@ -24,14 +24,18 @@ type Launcher struct {
 	Book     *Book
 	Clock    Clock
 	Log      *slog.Logger
-	QEMU     *uint32       // who QEMU must run as; nil: not compared
-	Cleanup  time.Duration // how long undoing may take, whatever became of the launch's own context
+	Sign     func(*proof.TrustLost) ([]byte, error) // with the key that verdicts name
+	QEMU     *uint32                                // who QEMU must run as; nil: not compared
+	Cleanup  time.Duration                          // how long undoing may take, whatever became of the launch's own context
 
 	unseals *batcher[sealed, opened]
 	quotes  *batcher[quoteIn, quoteOut]
 	telling sync.Mutex
 	mu      sync.Mutex
 	busy    map[domain.UUID]bool
+
+	brief    map[domain.UUID]chan struct{} // of busy: held by the reconcile worker, closed when it lets go
+	compared map[domain.UUID][32]byte      // digests of live definitions that were compared and found good; of proved guests only
 }
 
 // Start makes the launcher ready. Call it once, before anything else.
@@ -39,7 +43,7 @@ func (l *Launcher) Start() {
 	if l.Cleanup == 0 {
 		l.Cleanup = time.Minute
 	}
-	l.busy = map[domain.UUID]bool{}
+	l.busy, l.brief, l.compared = map[domain.UUID]bool{}, map[domain.UUID]chan struct{}{}, map[domain.UUID][32]byte{}
 	l.unseals = newBatcher(proof.MaxBatch, l.unsealBatch)
 	l.quotes = newBatcher(proof.MaxBatch, l.quoteBatch)
 }
@@ -87,10 +91,16 @@ type Outcome struct {
 	Would *proof.Statement // of a dry run: what would have been asked for
 }
 
-// claim makes sure that one thing at a time happens to a domain.
+// claim makes sure that one thing at a time happens to a domain. It waits for whoever has it only to look.
 func (l *Launcher) claim(id domain.UUID) (release func(), err *proof.Refusal) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for l.brief[id] != nil {
+		looking := l.brief[id]
+		l.mu.Unlock()
+		<-looking
+		l.mu.Lock()
+	}
 	if l.busy[id] {
 		return nil, proof.Refuse(proof.RequestInvalid, "another launch or stop of this domain is under way", proof.Fact{Name: "uuid", Value: id.String()})
 	}
@@ -99,6 +109,25 @@ func (l *Launcher) claim(id domain.UUID) (release func(), err *proof.Refusal) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.busy, id)
+	}, nil
+}
+
+// claimBriefly is claim for the reconcile worker, whose looks bar nobody's launch or stop.
+func (l *Launcher) claimBriefly(id domain.UUID) (release func(), err *proof.Refusal) {
+	free, refusal := l.claim(id)
+	if refusal != nil {
+		return nil, refusal
+	}
+	looking := make(chan struct{})
+	l.mu.Lock()
+	l.brief[id] = looking
+	l.mu.Unlock()
+	return func() {
+		free()
+		l.mu.Lock()
+		delete(l.brief, id)
+		l.mu.Unlock()
+		close(looking)
 	}, nil
 }
 

@@ -141,15 +141,15 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 // Gone notes that a guest which was proved ended by itself.
 func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) error {
 	d, id, refusal := l.registered(uuid)
-	if refusal != nil || d.State != StateProved {
+	if refusal != nil || d.Live() == nil {
 		return nil
 	}
-	free, refusal := l.claim(id)
+	free, refusal := l.claimBriefly(id)
 	if refusal != nil {
 		return nil // whoever has it will say how it ends
 	}
 	defer free()
-	if d = l.Book.Domain(uuid); d == nil || d.State != StateProved {
+	if d = l.Book.Domain(uuid); d.Live() == nil {
 		return nil
 	}
 	live, err := l.Virt.Live(ctx, id)
@@ -162,10 +162,13 @@ func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) er
 	return l.Tell(ctx)
 }
 
-// close ends the link of a domain that was proved.
+// close ends the link of a domain that was proved. One whose proof was broken keeps that reason.
 func (l *Launcher) close(d *Domain, why *proof.Refusal) error {
-	if d.State != StateProved || d.Link == nil {
+	if d.Live() == nil || d.Link == nil {
 		return nil
+	}
+	if d.State == StateBroken {
+		why = d.Refusal
 	}
 	// A crash between the two: the scan finds a proved domain that does not run, and closes it again, which counts once.
 	if err := l.owe(ChainEvent{Token: d.Token, Link: *d.Link, Event: EventClosed, Attempt: d.Attempt}); err != nil {
@@ -266,7 +269,7 @@ func (l *Launcher) Stray(ctx context.Context, uuid string) error {
 	if refusal != nil {
 		return nil
 	}
-	free, refusal := l.claim(id)
+	free, refusal := l.claimBriefly(id)
 	if refusal != nil {
 		return nil
 	}

@@ -3,6 +3,7 @@ package launcher
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,6 +44,8 @@ type world struct {
 	noHook         bool
 	rewrite        func(xml []byte) []byte // of what is read back live
 	process        func(p *Process)
+	taints         []string
+	tlsKey         *ecdsa.PrivateKey
 
 	// files
 	files   map[string][]byte
@@ -162,7 +165,7 @@ func (w *world) restart() {
 		w.t.Fatal(err)
 	}
 	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Book: book, Clock: fakeClock{w},
-		Log: slog.New(slog.DiscardHandler), Cleanup: 5 * time.Second}
+		Log: slog.New(slog.DiscardHandler), Sign: w.sign, Cleanup: 5 * time.Second}
 	w.l.Start()
 }
 
@@ -292,7 +295,7 @@ func (w *world) Release(_ context.Context, text string, statement []byte) (out R
 		case c.state == "reserved" && c.link == link:
 			out = c.answer
 			return nil
-		case c.state == "reserved" || c.state == "open":
+		case c.state == "reserved" || c.state == "open" || c.state == "broken":
 			return proof.Refuse(proof.TokenUsed, "another launch holds the token")
 		case s.Attempt <= c.aborted:
 			return proof.Refuse(proof.TokenUsed, "this attempt was aborted")
@@ -348,6 +351,8 @@ func (w *world) Report(_ context.Context, e ChainEvent) error {
 			c.state, c.head, c.number, c.aborted = "open", &link, c.number+1, 0
 		case EventClosed:
 			c.state = "closed"
+		case EventBroken:
+			c.state = "broken"
 		case EventAborted:
 			if c.state == "reserved" {
 				c.state, c.aborted = "closed", c.attempt

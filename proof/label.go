@@ -36,6 +36,11 @@ const (
 	LabelSaved     Label = "troth/saved/v1"     // nonce → key over a save image's digest
 )
 
+// Labels of messages that are signed: the signature is over Frame(label, message).
+const (
+	LabelTrustLost Label = "troth/trust-lost/v1" // host's TLS key: report of lost trust
+)
+
 // Labels of HPKE (RFC 9180 `info`).
 const (
 	LabelTokenSeal   Label = "troth/token-seal/v1"   // tenant → verifier
@@ -47,7 +52,7 @@ func Labels() []Label {
 	return []Label{
 		LabelAttest, LabelEnrol, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
 		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity,
-		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved,
+		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved, LabelTrustLost,
 		LabelTokenSeal, LabelReleaseSeal,
 	}
 }

@@ -1,0 +1,59 @@
+package launcher
+
+import (
+	"context"
+
+	"troth/launcher/domain"
+	"troth/proof"
+)
+
+// What is done to a guest that is trusted and has no grant.
+const (
+	StrayDestroy = "destroy"
+	StrayPause   = "pause"
+	StrayReport  = "report"
+)
+
+// Granted says whether a guest of this domain may run: it was proved, or whoever has the domain at work will say.
+func (l *Launcher) Granted(id domain.UUID) bool {
+	return l.Busy(id) || l.Book.Domain(id.String()).Live() != nil || l.recovering(id)
+}
+
+// recovering: a launch of this domain was cut short, and recovery will end it.
+func (l *Launcher) recovering(id domain.UUID) bool {
+	d := l.Book.Domain(id.String())
+	return d != nil && d.State == StateLaunching
+}
+
+// EndStray does what the policy says to a guest in our libvirt that is trusted and has no grant. It looks once more, with the domain claimed: a
+// launch may have begun meanwhile. done is false when there was nothing to do after all.
+func (l *Launcher) EndStray(ctx context.Context, id domain.UUID, policy string) (done bool, err error) {
+	free, refusal := l.claimBriefly(id)
+	if refusal != nil {
+		return false, nil
+	}
+	defer free()
+	if l.Book.Domain(id.String()).Live() != nil || l.recovering(id) {
+		return false, nil
+	}
+	live, err := l.Virt.Live(ctx, id)
+	if err != nil || live == nil {
+		return false, err
+	}
+	switch policy {
+	case StrayDestroy:
+		return true, l.Virt.Destroy(ctx, id)
+	case StrayPause:
+		return true, l.Virt.Pause(ctx, id)
+	}
+	return true, nil
+}
+
+// NoteStray keeps for people that a guest of a known domain was found without a grant.
+func (l *Launcher) NoteStray(uuid string, why *proof.Refusal) error {
+	d := l.Book.Domain(uuid)
+	if d == nil {
+		return nil
+	}
+	return l.Book.Write(&Entry{What: WroteStray, Launch: d.Launch, UUID: uuid, Refusal: why})
+}
