@@ -38,6 +38,7 @@ type Status struct {
 	Hook     *HookSocket
 	Registry *Registry
 	Owed     func() int
+	Strays   func() Condition
 	Now      func() time.Time
 
 	mu      sync.Mutex
@@ -69,6 +70,9 @@ func (s *Status) Conditions() []Condition {
 		all = append(all, Condition{Name: "libvirt", State: Unknown, Evidence: "not asked yet"})
 	}
 	all = append(all, s.hook(), s.registry())
+	if s.Strays != nil {
+		all = append(all, s.Strays())
+	}
 	if s.since == nil {
 		s.since = map[string]Condition{}
 	}
@@ -191,8 +195,8 @@ func (s *Status) Host() string {
 func (s *Status) Ready(context.Context) *proof.Refusal {
 	var first *proof.Refusal
 	for _, c := range s.Conditions() {
-		if c.State == OK {
-			continue
+		if c.State == OK || c.Name == strays {
+			continue // a stray elsewhere is no reason against a launch
 		}
 		code := c.Code
 		if code == "" {

@@ -11,7 +11,7 @@ import (
 )
 
 // Watch compares a proved guest with its grant: what libvirt says it has, what libvirt says was done to it, what its process holds open. A
-// difference breaks the proof. It does nothing while a launch or a stop has the domain. An error says that nobody could look: the proof stands, and
+// difference breaks the proof; the verifier hears of it by Tell. It does nothing while a launch or a stop has the domain. An error says that nobody could look: the proof stands, and
 // the next look decides.
 func (l *Launcher) Watch(ctx context.Context, uuid string) error {
 	_, id, refusal := l.known(uuid)
@@ -105,10 +105,7 @@ func (l *Launcher) replaced(ctx context.Context, d *Domain, id domain.UUID) erro
 		return err // it is only just ending
 	}
 	why := proof.Refuse(proof.GrantMissing, "the proved guest is gone, and another one was started under its UUID", proof.Fact{Name: "pid", Value: fmt.Sprint(d.Grant.PID)})
-	if err := l.close(d, why); err != nil {
-		return err
-	}
-	return l.Tell(ctx)
+	return l.close(d, why)
 }
 
 // breakProof writes that the proof does not hold any more, and does what the tenant wants then.
@@ -130,10 +127,7 @@ func (l *Launcher) breakProof(ctx context.Context, d *Domain, id domain.UUID, wh
 	if err := l.Book.Write(&Entry{What: WroteBroken, Launch: d.Launch, UUID: d.UUID, Refusal: why, Report: report}); err != nil {
 		return err
 	}
-	if err := l.react(ctx, d, id); err != nil {
-		return err
-	}
-	return l.Tell(ctx)
+	return l.react(ctx, d, id)
 }
 
 // maxDetail is what the verifier takes of an event's detail.

@@ -90,6 +90,9 @@ func TestDrift(t *testing.T) {
 			if err := w.l.Watch(ctx, guestUUID); err != nil {
 				t.Fatal(err)
 			}
+			if err := w.l.Tell(ctx); err != nil {
+				t.Fatal(err)
+			}
 			d := w.l.Book.Domain(guestUUID)
 			if d.State != StateBroken || d.Refusal == nil || !strings.Contains(d.Refusal.Error(), drift.says) {
 				t.Fatalf("the domain is %s: %v", d.State, d.Refusal)
@@ -167,6 +170,9 @@ func TestTrustLost(t *testing.T) {
 			}
 			if !want.runs {
 				if err := w.l.Gone(ctx, guestUUID, proof.Refuse(proof.NotRegistered, "ended")); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.l.Tell(ctx); err != nil {
 					t.Fatal(err)
 				}
 				d := w.l.Book.Domain(guestUUID)

@@ -40,6 +40,18 @@ func (g *Grant) Holds(pid int, start uint64) bool {
 	return g != nil && g.PID == pid && g.Start == start
 }
 
+// Holds says whether a live grant is of this very process.
+func (b *Book) Holds(pid int, start uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, d := range b.domains {
+		if d.Live().Holds(pid, start) {
+			return true
+		}
+	}
+	return false
+}
+
 // Live returns the grant under which a guest of this domain runs, or nil. A broken one counts: what becomes of its guest is the tenant's
 // choice, which was carried out, and no stray's.
 func (d *Domain) Live() *Grant {

@@ -19,6 +19,12 @@ func (l *Launcher) Granted(id domain.UUID) bool {
 	return l.Busy(id) || l.Book.Domain(id.String()).Live() != nil || l.recovering(id)
 }
 
+// Settled says that nobody has the domain at work: what runs of it is as the book says, or a stray.
+func (l *Launcher) Settled(id domain.UUID) bool { return !l.Busy(id) && !l.recovering(id) }
+
+// Holds says whether the process has a live grant.
+func (l *Launcher) Holds(pid int, start uint64) bool { return l.Book.Holds(pid, start) }
+
 // recovering: a launch of this domain was cut short, and recovery will end it.
 func (l *Launcher) recovering(id domain.UUID) bool {
 	d := l.Book.Domain(id.String())

@@ -138,7 +138,7 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 	return nil
 }
 
-// Gone notes that a guest which was proved ended by itself.
+// Gone notes that a guest which was proved ended by itself; the verifier hears of it by Tell.
 func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) error {
 	d, id, refusal := l.registered(uuid)
 	if refusal != nil || d.Live() == nil {
@@ -156,10 +156,7 @@ func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) er
 	if err != nil || live != nil {
 		return err // it runs again, or nobody knows
 	}
-	if err := l.close(d, why); err != nil {
-		return err
-	}
-	return l.Tell(ctx)
+	return l.close(d, why)
 }
 
 // close ends the link of a domain that was proved. One whose proof was broken keeps that reason.

@@ -120,6 +120,7 @@ func (a *app) root() *cobra.Command {
 		}}
 	group := &cobra.Command{Use: "config", Short: "The configuration", Args: cobra.NoArgs}
 	group.AddCommand(check)
+	root.AddCommand(a.reap())
 	root.AddCommand(serve, provision, doctor, group)
 	return root
 }
