@@ -205,23 +205,15 @@ func read(stdin io.Reader) ([]byte, error) {
 
 // trust gives the reasons for which the domain counts as trusted; none is zero.
 func (g Gate) trust(s subject) ask.Flags {
-	var f ask.Flags
-	if s.marked {
-		f |= ask.Marked
-	}
+	said := Subject{UUID: s.uuid, Marked: s.marked}
 	r, err := ask.ReadRegistry(g.Registry)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return f // not provisioned: only marks count
+		return said.Why(ask.Registry{}) // not provisioned: only marks count
 	case err != nil:
-		return f | ask.Damaged
+		return said.Why(ask.Registry{}) | ask.Damaged
 	}
-	if r.All {
-		f |= ask.All
-	}
-	if r.Has(s.uuid) {
-		f |= ask.Registered
-	}
+	f := said.Why(r)
 	if touches(s, r.Volumes) {
 		f |= ask.OnVolume
 	}

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"path/filepath"
 	"time"
+
+	"troth/launcher"
 )
 
 // Config is /etc/troth/hostd.toml; this comment is its manual. Every key may also stand in hostd.toml.d/*.toml and in the environment
@@ -50,6 +52,10 @@ import (
 //	[launch]
 //	max       = 64                       # launches at work at one time; more wait
 //	timeout   = "15m"                    # one launch, measuring included
+//
+//	[stray]
+//	policy = "destroy"                   # what is done to a running guest that is trusted and has no grant: destroy, pause, report
+//	reaper = "/run/troth-reaper/socket"  # who ends emulators of other users (troth-hostd reap); where nobody listens, hostd tries itself
 type Config struct {
 	Name     string         `toml:"name"`
 	StateDir string         `toml:"state_dir"`
@@ -61,6 +67,7 @@ type Config struct {
 	Hook     HookConfig     `toml:"hook"`
 	QEMU     QEMUConfig     `toml:"qemu"`
 	Launch   LaunchConfig   `toml:"launch"`
+	Stray    StrayConfig    `toml:"stray"`
 }
 
 // TPMConfig says where the chip is. A software TPM is accepted only through Socket.
@@ -107,6 +114,12 @@ type QEMUConfig struct {
 	User string `toml:"user"`
 }
 
+// StrayConfig says what becomes of trusted guests without a grant.
+type StrayConfig struct {
+	Policy string `toml:"policy"`
+	Reaper string `toml:"reaper"`
+}
+
 // LaunchConfig bounds launches.
 type LaunchConfig struct {
 	Max     int    `toml:"max"`
@@ -123,6 +136,7 @@ func Default() *Config {
 		Libvirt:  LibvirtConfig{URI: "qemu:///system"},
 		Hook:     HookConfig{Script: "/etc/libvirt/hooks/qemu"},
 		Launch:   LaunchConfig{Max: 64, Timeout: "15m"},
+		Stray:    StrayConfig{Policy: launcher.StrayDestroy, Reaper: "/run/troth-reaper/socket"},
 	}
 }
 
@@ -172,6 +186,14 @@ func (c *Config) Check() error {
 		if uid < 0 || uid > 1<<32-2 {
 			bad("uids", "%d is not a user", uid)
 		}
+	}
+	switch c.Stray.Policy {
+	case launcher.StrayDestroy, launcher.StrayPause, launcher.StrayReport:
+	default:
+		bad("stray.policy", "must be destroy, pause or report, got %q", c.Stray.Policy)
+	}
+	if !filepath.IsAbs(c.Stray.Reaper) {
+		bad("stray.reaper", "must be an absolute path, got %q", c.Stray.Reaper)
 	}
 	if c.Launch.Max < 1 || c.Launch.Max > 4096 {
 		bad("launch.max", "must be 1 to 4096, got %d", c.Launch.Max)

@@ -65,6 +65,7 @@ type Daemon struct {
 	Status   *Status
 	Launcher *launcher.Launcher
 	Launches *Launches
+	Strays   *Strays
 	Room     *secret.Room
 	Audit    *audit.Log
 
@@ -73,20 +74,19 @@ type Daemon struct {
 	changed chan struct{}
 	kick    chan struct{}
 	rearm   chan struct{}
+	owes    chan struct{}
 	beat    atomic.Int64 // of the reconcile worker, nanoseconds of Boot
 	cancel  context.CancelFunc
 	ctx     context.Context
 	hooks   net.Listener
 }
 
-// scanEvery is how often the running domains are compared with the book even if nothing was heard.
-const scanEvery = 5 * time.Second
-
 // Open puts the daemon together: it replays the journal, opens the hook's socket, and ends what a crash cut short.
 // It refuses to start on a journal that is damaged.
 func (d *Daemon) Open(ctx context.Context) error {
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	d.changed, d.kick, d.rearm = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	d.changed, d.kick = make(chan struct{}, 1), make(chan struct{}, 1)
+	d.rearm, d.owes = make(chan struct{}, 1), make(chan struct{}, 1)
 	for _, dir := range []string{d.Config.StateDir, d.Config.RunDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("cannot make a folder: %w", err)
@@ -126,9 +126,12 @@ func (d *Daemon) Open(ctx context.Context) error {
 		u := uint32(uid)
 		d.Launcher.QEMU = &u
 	}
+	d.Launcher.Sign = d.sign
 	d.Launcher.Start()
 	d.Hook.Starts = d.Launcher
-	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Liveness: d.Liveness, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { return len(book.Owed()) }}
+	d.Strays = d.newStrays()
+	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Liveness: d.Liveness, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { return len(book.Owed()) },
+		Strays: d.Strays.Condition}
 	timeout, err := time.ParseDuration(d.Config.Launch.Timeout)
 	if err != nil {
 		return fmt.Errorf("launch.timeout: %w", err)
@@ -173,6 +176,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	workers.Go(func() { d.Attester.Run(d.ctx) })
 	workers.Go(func() { d.Registry.Run(d.ctx, d.changed) })
 	workers.Go(func() { d.reconcile(d.ctx) })
+	workers.Go(func() { d.tell(d.ctx) })
 	workers.Go(func() { d.events(d.ctx) })
 	workers.Go(func() { d.arming(d.ctx) })
 	workers.Go(func() { d.autostart(d.ctx) })

@@ -2,24 +2,49 @@ package hostd
 
 import (
 	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"io/fs"
 	"time"
 
+	"troth/hostd/reaper"
 	"troth/launcher"
 	"troth/launcher/domain"
+	"troth/launcher/emulator"
 	"troth/proof"
 )
 
-// reconcile compares libvirt with the book, at start, after every event, and every few seconds. It ends launches that a crash or an unreachable
-// libvirt cut short, closes the links of guests that are gone, and tells the verifier what it is owed. It destroys only guests of launches that
-// the journal says were not proved.
+// How often the reconcile worker looks. Proved guests are compared with their grants at least this often, since libvirt has no event for a monitor
+// command or an external snapshot; strays are looked for after events, and at least this often.
+const (
+	watchEvery = time.Second
+	watchAtMax = 5 * time.Second // where many guests make a look dear
+	scanEvery  = 8 * time.Second
+	scanApart  = time.Second // of a storm of events
+	share      = 20          // a look takes at most the 20th part of one processor's time
+)
+
+// reconcile compares libvirt and the machine's processes with the book, at start, after every event, and every second. It ends launches that a crash or
+// an unreachable libvirt cut short, closes the links of guests that are gone, breaks the proof of a guest that is not what was proved any more, and
+// deals with guests that are trusted and have no grant.
 func (d *Daemon) reconcile(ctx context.Context) {
-	for ctx.Err() == nil {
+	var scanned time.Time
+	for heard := true; ctx.Err() == nil; {
 		d.beat.Store(int64(d.Clock.Boot()))
-		d.look(ctx)
-		wait := scanEvery
+		begun := time.Now()
+		since := begun.Sub(scanned)
+		if scan := since >= scanEvery || heard && since >= scanApart; scan {
+			scanned, heard = begun, false
+			d.look(ctx, true)
+		} else {
+			d.look(ctx, false)
+		}
+		wait := min(max(watchEvery, share*time.Since(begun)), watchAtMax)
 		select {
 		case <-ctx.Done():
 		case <-d.kick:
+			heard = true
 			// Several events come together: look once.
 			select {
 			case <-ctx.Done():
@@ -30,32 +55,39 @@ func (d *Daemon) reconcile(ctx context.Context) {
 	}
 }
 
-func (d *Daemon) look(ctx context.Context) {
+func (d *Daemon) look(ctx context.Context, scan bool) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	version, err := d.Virt.Version(ctx)
 	d.Status.LibvirtSeen(version, err)
-	if err != nil {
-		return // nobody knows what runs: nothing is concluded
-	}
-	if !d.swept {
-		// Once: recovery takes back the keys of launches that it finds in the journal; this is for those that it does not.
-		d.swept = true
-		if err := d.Launcher.SweepKeys(ctx); err != nil {
-			d.Log.Warn("cannot look for keys of sealed disks that were left with libvirt", "error", err.Error())
+	var running []domain.UUID
+	if err == nil {
+		if err := d.Launcher.Recover(ctx); err != nil {
+			d.Log.Warn("cannot end a launch that was cut short, it will be tried again", "error", err.Error())
 		}
+		running, err = d.Virt.Running(ctx)
+		d.Status.LibvirtSeen(version, err)
 	}
-	if err := d.Launcher.Recover(ctx); err != nil {
-		d.Log.Warn("cannot end a launch that was cut short, it will be tried again", "error", err.Error())
+	if err == nil {
+		d.sweepKeys(ctx)
+		d.compare(ctx, running)
 	}
-	running, err := d.Virt.Running(ctx)
-	if err != nil {
-		d.Status.LibvirtSeen("", err)
+	if scan {
+		// Without libvirt nothing is known of its domains, and the processes are there all the same.
+		d.Strays.Scan(ctx, running)
+	}
+	poke(d.owes)
+}
+
+// sweepKeys takes back, once, the keys of sealed disks that hostd left with libvirt: recovery takes back those of launches that it finds in the journal, this
+// is for those that it does not.
+func (d *Daemon) sweepKeys(ctx context.Context) {
+	if d.swept {
 		return
 	}
-	d.compare(ctx, running)
-	if err := d.Launcher.Tell(ctx); err != nil && ctx.Err() == nil {
-		d.Log.Debug("cannot tell the verifier what it is owed", "error", err.Error())
+	d.swept = true
+	if err := d.Launcher.SweepKeys(ctx); err != nil {
+		d.Log.Warn("cannot look for keys of sealed disks that were left with libvirt", "error", err.Error())
 	}
 }
 
@@ -66,10 +98,14 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 	}
 	for _, known := range d.Launcher.Book.Domains() {
 		switch {
-		case known.State == launcher.StateProved && !runs[known.UUID]:
+		case known.Live() != nil && !runs[known.UUID]:
 			why := proof.Refuse(proof.NotRegistered, "the guest ended by itself or was ended by another client")
 			if err := d.Launcher.Gone(ctx, known.UUID, why); err != nil {
 				d.Log.Warn("cannot close the link of a guest that is gone", "uuid", known.UUID, "error", err.Error())
+			}
+		case known.Live() != nil:
+			if err := d.Launcher.Watch(ctx, known.UUID); err != nil {
+				d.Log.Warn("cannot compare a guest with its grant, it will be tried again", "uuid", known.UUID, "error", err.Error())
 			}
 		case (known.State == launcher.StateRefused || known.State == launcher.StateStopped) && runs[known.UUID]:
 			if err := d.Launcher.Stray(ctx, known.UUID); err != nil {
@@ -77,4 +113,66 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 			}
 		}
 	}
+}
+
+// tell tells the verifier what it is owed, by itself: a verifier that does not answer keeps nobody from looking.
+func (d *Daemon) tell(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait := time.Hour
+		if err := d.Launcher.Tell(ctx); err != nil && ctx.Err() == nil {
+			d.Log.Debug("cannot tell the verifier what it is owed", "error", err.Error())
+			wait = watchAtMax
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		case <-d.owes:
+			if wait == watchAtMax { // it did not answer just now
+				select {
+				case <-ctx.Done():
+				case <-time.After(wait):
+				}
+			}
+		}
+	}
+}
+
+func (d *Daemon) newStrays() *Strays {
+	return &Strays{Policy: d.Config.Stray.Policy, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Contents, End: d.endProcess, Log: d.Log,
+		Look: func(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error) {
+			return emulator.Look(ctx, "/proc", want)
+		}}
+}
+
+// endProcess has the reaper end an emulator, and where there is none tries itself.
+func (d *Daemon) endProcess(ctx context.Context, pid int, start uint64, a emulator.Action) error {
+	asked := reaper.Ask(ctx, d.Config.Stray.Reaper, reaper.Request{PID: pid, Start: start, Action: a})
+	if asked == nil || errors.Is(asked, emulator.ErrNotIt) {
+		return asked
+	}
+	registry, err := d.Registry.Contents()
+	if err != nil {
+		return err
+	}
+	index := emulator.NewIndex(registry)
+	err = emulator.End(pid, start, a, func(p *emulator.Process) error {
+		if why, _ := index.Why(p); why == "" {
+			return fmt.Errorf("%w: process %d runs no trusted guest any more", emulator.ErrNotIt, pid)
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrPermission) {
+		return errors.Join(err, asked)
+	}
+	return err
+}
+
+// sign signs a report with the key that verdicts name.
+func (d *Daemon) sign(r *proof.TrustLost) ([]byte, error) {
+	key, ok := d.Identity.Certificate.PrivateKey.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("the key of the host's certificate cannot sign: %T", d.Identity.Certificate.PrivateKey)
+	}
+	return r.Sign(key)
 }

@@ -30,21 +30,11 @@ func RegistryPath(state string) string { return filepath.Join(state, "gate", "re
 func (r *Registry) Publish() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := ask.Registry{}
-	for _, d := range r.Book.Domains() {
-		if !d.Registered {
-			continue
-		}
-		id, err := domain.ParseUUID(d.UUID)
-		if err != nil {
-			return err
-		}
-		out.UUIDs = append(out.UUIDs, id)
-		for _, v := range d.Volumes {
-			out.Volumes = append(out.Volumes, ask.Volume{Path: v.Path, Dev: v.Dev, Ino: v.Ino})
-		}
+	out, err := r.Contents()
+	if err != nil {
+		return err
 	}
-	err := os.MkdirAll(filepath.Dir(r.Path), 0o755)
+	err = os.MkdirAll(filepath.Dir(r.Path), 0o755)
 	if err == nil {
 		err = ask.WriteRegistry(r.Path, out)
 	}
@@ -53,6 +43,24 @@ func (r *Registry) Publish() error {
 		r.failure = err.Error()
 	}
 	return err
+}
+
+// Contents is the registry as the book has it now.
+func (r *Registry) Contents() (out ask.Registry, err error) {
+	for _, d := range r.Book.Domains() {
+		if !d.Registered {
+			continue
+		}
+		id, err := domain.ParseUUID(d.UUID)
+		if err != nil {
+			return out, err
+		}
+		out.UUIDs = append(out.UUIDs, id)
+		for _, v := range d.Volumes {
+			out.Volumes = append(out.Volumes, ask.Volume{Path: v.Path, Dev: v.Dev, Ino: v.Ino})
+		}
+	}
+	return out, nil
 }
 
 // Failure says why the newest registry could not be published; empty when it was.

@@ -39,6 +39,7 @@ type Status struct {
 	Liveness *Liveness // nil: the hook is not tried
 	Registry *Registry
 	Owed     func() int
+	Strays   func() Condition
 	Now      func() time.Time
 
 	mu      sync.Mutex
@@ -70,6 +71,9 @@ func (s *Status) Conditions() []Condition {
 		all = append(all, Condition{Name: "libvirt", State: Unknown, Evidence: "not asked yet"})
 	}
 	all = append(all, s.hook(), s.registry())
+	if s.Strays != nil {
+		all = append(all, s.Strays())
+	}
 	if s.since == nil {
 		s.since = map[string]Condition{}
 	}
@@ -198,8 +202,8 @@ func (s *Status) Host() string {
 func (s *Status) Ready(context.Context) *proof.Refusal {
 	var first *proof.Refusal
 	for _, c := range s.Conditions() {
-		if c.State == OK {
-			continue
+		if c.State == OK || c.Name == strays {
+			continue // a stray elsewhere is no reason against a launch
 		}
 		code := c.Code
 		if code == "" {

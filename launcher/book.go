@@ -15,6 +15,7 @@ const (
 	StateArmed     = "armed" // defined, never started
 	StateLaunching = "launching"
 	StateProved    = "proved"
+	StateBroken    = "broken" // it was proved, and is not what was proved any more, until it is stopped
 	StateStopped   = "stopped"
 	StateRefused   = "refused"
 )
@@ -42,6 +43,8 @@ type Domain struct {
 	Link          *proof.Digest // of the newest proved launch
 	Attempt       uint32        // of that link
 	Proof         []byte        // of the newest proved launch
+	Grant         *Grant        // of the newest proved launch: what was compared when it was proved
+	Report        []byte        // signed, when the newest proved launch was broken
 	Volumes       []Volume
 	Refusal       *proof.Refusal // of the newest launch that was refused, or why the guest is gone
 	History       []Entry        // newest last; without bulk
@@ -60,6 +63,7 @@ type Record struct {
 	Attempt             uint32
 	Previous            []byte
 	Proof               []byte
+	Grant               *Grant
 	Refusal             *proof.Refusal
 	At                  int64
 }
@@ -181,7 +185,7 @@ func (b *Book) apply(e *Entry) error {
 	}
 	r := b.launches[e.Launch]
 	if r == nil {
-		if e.What != WroteIntent && e.What != WroteRefused && e.What != WroteForgotten && e.What != WroteStopped {
+		if e.What != WroteIntent && e.What != WroteRefused && !ofDomain(e.What) {
 			return fmt.Errorf("%s of an unknown launch %q", e.What, e.Launch)
 		}
 		r = &Record{Launch: e.Launch, UUID: e.UUID, Asked: e.Asked, At: e.At}
@@ -191,6 +195,15 @@ func (b *Book) apply(e *Entry) error {
 	}
 	b.applyLaunch(e, d, r)
 	return nil
+}
+
+// ofDomain says that an entry tells of a domain whose launch ended long ago, and may be forgotten.
+func ofDomain(what string) bool {
+	switch what {
+	case WroteStopped, WroteBroken, WroteStray, WroteForgotten:
+		return true
+	}
+	return false
 }
 
 func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
@@ -203,10 +216,10 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 		r.Granted, r.Mode, r.Previous, d.Registered, d.Volumes = true, e.Mode, e.Previous, true, e.Volumes
 	case WroteProved:
 		// The domain keeps the proof that it had until this one is worth something: a launch may be undone from here too.
-		r.Proof = e.Proof
+		r.Proof, r.Grant = e.Proof, e.Grant
 	case WroteRunning:
 		link := r.Link
-		d.State, d.Proof, d.Link, d.Attempt = StateProved, r.Proof, &link, r.Attempt
+		d.State, d.Proof, d.Link, d.Attempt, d.Grant, d.Report = StateProved, r.Proof, &link, r.Attempt, r.Grant, nil
 		d.TokenText, d.Token, d.Configuration, d.Request = r.TokenText, r.Token, r.Configuration, r.Request
 		b.end(r)
 	case WroteFailed:
@@ -215,11 +228,14 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 		b.refused(e, d, r)
 	case WroteStopped:
 		d.State, d.Refusal = StateStopped, e.Refusal
+	case WroteBroken:
+		d.State, d.Refusal, d.Report = StateBroken, e.Refusal, e.Report
+	case WroteStray: // told in the history; it says nothing of what the book knows to run
 	case WroteForgotten:
 		delete(b.domains, e.UUID)
 		return
 	}
-	if e.What != WroteStopped {
+	if !ofDomain(e.What) {
 		r.Reached = e.What
 	}
 	d.remember(e)
@@ -271,7 +287,7 @@ func (b *Book) refused(e *Entry, d *Domain, r *Record) {
 	if e.Name != "" {
 		d.Name = e.Name
 	}
-	r.Proof = nil // it was never handed out
+	r.Proof, r.Grant = nil, nil // it was never handed out
 	if d.Proof == nil && !d.Armed {
 		d.Registered, d.Volumes = false, nil
 	}

@@ -16,6 +16,8 @@ const (
 	WroteDisarmed  = "disarmed"  // it could not be defined after all
 	WroteStopped   = "stopped"   // the guest ended, on request or by itself
 	WroteForgotten = "forgotten" // the domain is no longer registered
+	WroteBroken    = "broken"    // what runs is not what was proved any more
+	WroteStray     = "stray"     // a guest of this domain was found that has no grant, and what was done
 	WroteEvent     = "event"     // a chain event is owed to the verifier
 	WroteSnapshot  = "snapshot"  // a part of the book as it was when the journal was made shorter
 	WroteTold      = "told"      // an owed chain event was taken
@@ -45,7 +47,9 @@ type Entry struct {
 	Volumes  []Volume `json:"volumes,omitempty"`
 
 	Proof   []byte         `json:"proof,omitempty"`   // proved
-	Refusal *proof.Refusal `json:"refusal,omitempty"` // failed, refused, stopped
+	Grant   *Grant         `json:"grant,omitempty"`   // proved
+	Report  []byte         `json:"report,omitempty"`  // broken: the signed report (proof.TrustLost)
+	Refusal *proof.Refusal `json:"refusal,omitempty"` // failed, refused, stopped, broken, stray
 	Unmoved bool           `json:"unmoved,omitempty"` // refused: the verifier said no, so the token's chain did not move
 	Event   *ChainEvent    `json:"event,omitempty"`   // event, told
 

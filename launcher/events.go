@@ -12,6 +12,7 @@ const (
 	EventOpen    = "open"
 	EventAborted = "aborted"
 	EventClosed  = "closed"
+	EventBroken  = "broken"
 )
 
 // owe puts a chain event into the journal; from then on it is told until the verifier takes it.

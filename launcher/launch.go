@@ -31,6 +31,7 @@ type attempt struct {
 	last      *proof.Digest // of the chain, when the verifier knows better than our book
 	release   Release
 	permit    Permit
+	grant     *Grant
 
 	intent  bool // the journal says that the chain may move
 	unmoved bool // the verifier refused, so that it did not
@@ -184,7 +185,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	if err != nil {
 		return nil, Refusal(StepProve, err)
 	}
-	if err := l.Book.Write(&Entry{What: WroteProved, Launch: a.req.ID, UUID: uuid, Proof: proved}); err != nil {
+	if err := l.Book.Write(&Entry{What: WroteProved, Launch: a.req.ID, UUID: uuid, Proof: proved, Grant: a.grant}); err != nil {
 		return nil, Refusal(StepProve, err)
 	}
 
@@ -303,7 +304,8 @@ func (a *attempt) compare(ctx context.Context, added domain.Additions) error {
 	if changed := proof.First(a.images.recheck()); changed != nil {
 		return changed
 	}
-	return nil
+	a.grant, err = a.newGrant(ctx, a.permit.uuid, added, process, a.facts.Receipt.Policy)
+	return err
 }
 
 // prove makes the proof. The nonce is used here for the last time.

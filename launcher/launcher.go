@@ -25,8 +25,9 @@ type Launcher struct {
 	Book     *Book
 	Clock    Clock
 	Log      *slog.Logger
-	QEMU     *uint32       // who QEMU must run as; nil: not compared
-	Cleanup  time.Duration // how long undoing may take, whatever became of the launch's own context
+	Sign     func(*proof.TrustLost) ([]byte, error) // with the key that verdicts name
+	QEMU     *uint32                                // who QEMU must run as; nil: not compared
+	Cleanup  time.Duration                          // how long undoing may take, whatever became of the launch's own context
 
 	unseals *batcher[sealed, opened]
 	quotes  *batcher[quoteIn, quoteOut]
@@ -36,6 +37,9 @@ type Launcher struct {
 	arms    map[domain.UUID]*armed
 	pending map[domain.UUID]*pending
 	begun   sync.WaitGroup // starts by other clients that are not at their end
+
+	turns    map[domain.UUID]uint64   // how often each was claimed
+	compared map[domain.UUID][32]byte // digests of live definitions that were compared and found good; of proved guests only
 }
 
 // Start makes the launcher ready. Call it once, before anything else.
@@ -43,7 +47,8 @@ func (l *Launcher) Start() {
 	if l.Cleanup == 0 {
 		l.Cleanup = time.Minute
 	}
-	l.busy, l.arms, l.pending = map[domain.UUID]bool{}, map[domain.UUID]*armed{}, map[domain.UUID]*pending{}
+	l.busy, l.turns, l.compared = map[domain.UUID]bool{}, map[domain.UUID]uint64{}, map[domain.UUID][32]byte{}
+	l.arms, l.pending = map[domain.UUID]*armed{}, map[domain.UUID]*pending{}
 	l.unseals = newBatcher(proof.MaxBatch, l.unsealBatch)
 	l.quotes = newBatcher(proof.MaxBatch, l.quoteBatch)
 }
@@ -108,6 +113,7 @@ func (l *Launcher) claim(id domain.UUID) (release func(), err *proof.Refusal) {
 		return nil, proof.Refuse(proof.RequestInvalid, "another launch or stop of this domain is under way", proof.Fact{Name: "uuid", Value: id.String()})
 	}
 	l.busy[id] = true
+	l.turns[id]++
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -115,9 +121,38 @@ func (l *Launcher) claim(id domain.UUID) (release func(), err *proof.Refusal) {
 	}, nil
 }
 
+// turn is how often a domain was claimed, for whoever only looks: the reconcile worker asks libvirt, which may be waiting for a hook that waits for
+// the claim, so that it looks without one and claims afterwards, if nobody has been there meanwhile. ok is false while somebody has the domain.
+func (l *Launcher) turn(id domain.UUID) (turn uint64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.turns[id], !l.busy[id]
+}
+
+// claimAt claims the domain if nobody has claimed it since turn.
+func (l *Launcher) claimAt(id domain.UUID, turn uint64) (release func(), ok bool) {
+	l.mu.Lock()
+	since := l.turns[id] - turn
+	l.mu.Unlock()
+	if since != 0 {
+		return nil, false
+	}
+	free, refusal := l.claim(id)
+	if refusal != nil {
+		return nil, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.turns[id] != turn+1 { // another one came and went between the two
+		delete(l.busy, id)
+		return nil, false
+	}
+	return free, true
+}
+
 // claimSoon claims a domain, and waits a little for what is under way.
-func (l *Launcher) claimSoon(ctx context.Context, id domain.UUID) (release func(), refusal *proof.Refusal) {
-	ctx, cancel := context.WithTimeout(ctx, claimWithin)
+func (l *Launcher) claimSoon(ctx context.Context, id domain.UUID, within time.Duration) (release func(), refusal *proof.Refusal) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {
 		if release, refusal = l.claim(id); refusal == nil {

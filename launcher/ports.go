@@ -91,11 +91,18 @@ type Virt interface {
 	Runs(ctx context.Context, id domain.UUID) (bool, error)
 	// Process returns the one QEMU process of the domain.
 	Process(ctx context.Context, id domain.UUID) (*Process, error)
+	// ProcessAt returns the QEMU process with this number and start time, nil when it has ended.
+	ProcessAt(ctx context.Context, pid int, start uint64) (*Process, error)
+	// Taints returns libvirt's words on what was done to the running domain behind its back, nil when it does not run.
+	Taints(ctx context.Context, id domain.UUID) ([]string, error)
+	// Pause stops the CPUs; it is no error when it does not run.
+	Pause(ctx context.Context, id domain.UUID) error
 }
 
 // Process is what the kernel tells of a domain's QEMU.
 type Process struct {
 	PID   int
+	Start uint64 // clock ticks after boot: tells a number that was used again
 	UID   uint32
 	Exe   string
 	Open  []File // regular files and block devices behind its descriptors
@@ -104,10 +111,10 @@ type Process struct {
 
 // File is a file that QEMU has open or was told to read.
 type File struct {
-	Path     string
+	Path     string `json:"path"`
 	Dev, Ino uint64
-	Writable bool
-	Option   string // "-kernel", "-blockdev", …; empty for an open descriptor
+	Writable bool   `json:"writable,omitempty"`
+	Option   string `json:"option,omitempty"` // "-kernel", "-blockdev", …; empty for an open descriptor
 }
 
 // Images measures files through open descriptors.

@@ -23,6 +23,7 @@ import (
 // Bounds of a start by another client.
 const (
 	prepareWithin = 2500 * time.Millisecond // the hook gives up after 3 s
+	claimInHook   = 300 * time.Millisecond  // whoever only notes something has let go by then
 	startWithin   = time.Minute             // from the permit until QEMU runs; libvirt itself waits 30 s for its monitor
 )
 
@@ -58,7 +59,7 @@ func (l *Launcher) Prepare(ctx context.Context, id domain.UUID, xml []byte) *pro
 	if token == "" {
 		return proof.Refuse(proof.GrantMissing, "the domain is not armed and carries no token: launch or register it with hostd", proof.Fact{Name: "uuid", Value: id.String()})
 	}
-	free, refusal := l.claim(id)
+	free, refusal := l.claimSoon(ctx, id, claimInHook)
 	if refusal != nil {
 		return proof.Refuse(proof.GrantMissing, "hostd is at work on this domain: another client cannot start it now", proof.Fact{Name: "uuid", Value: id.String()})
 	}
@@ -119,7 +120,7 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 	} else if runs {
 		return proof.Refuse(proof.RequestInvalid, "a QEMU of this domain runs already", proof.Fact{Name: "uuid", Value: uuid})
 	}
-	if d != nil && d.State == StateProved {
+	if d.Live() != nil {
 		// Its guest is gone and nobody has noted it yet.
 		if err := l.close(d, proof.Refuse(proof.NotRegistered, "the guest ended by itself or was ended by another client")); err != nil {
 			return Refusal(StepRead, err)
@@ -357,7 +358,7 @@ func (a *attempt) conclude(ctx context.Context, p *pending) *proof.Refusal {
 	if err != nil {
 		return Refusal(StepProve, err)
 	}
-	if err := a.Book.Write(&Entry{What: WroteProved, Launch: a.req.ID, UUID: uuid, Proof: proved}); err != nil {
+	if err := a.Book.Write(&Entry{What: WroteProved, Launch: a.req.ID, UUID: uuid, Proof: proved, Grant: a.grant}); err != nil {
 		return Refusal(StepProve, err)
 	}
 	a.Launcher.finish(ctx, a.req.ID, uuid, a.event(EventOpen))

@@ -95,7 +95,7 @@ func (l *Launcher) Stop(ctx context.Context, uuid string) *proof.Refusal {
 	if refusal != nil {
 		return refusal
 	}
-	free, refusal := l.claimSoon(ctx, id)
+	free, refusal := l.claimSoon(ctx, id, claimWithin)
 	if refusal != nil {
 		return refusal
 	}
@@ -119,7 +119,7 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 	if refusal != nil {
 		return refusal
 	}
-	free, refusal := l.claimSoon(ctx, id)
+	free, refusal := l.claimSoon(ctx, id, claimWithin)
 	if refusal != nil {
 		return refusal
 	}
@@ -148,10 +148,10 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 	return nil
 }
 
-// Gone notes that a guest which was proved ended by itself.
+// Gone notes that a guest which was proved ended by itself; the verifier hears of it by Tell. It asks the kernel, not libvirt.
 func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) error {
 	d, id, refusal := l.registered(uuid)
-	if refusal != nil || d.State != StateProved {
+	if refusal != nil || d.Live() == nil {
 		return nil
 	}
 	free, refusal := l.claim(id)
@@ -159,23 +159,23 @@ func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) er
 		return nil // whoever has it will say how it ends
 	}
 	defer free()
-	if d = l.Book.Domain(uuid); d == nil || d.State != StateProved {
+	if d = l.Book.Domain(uuid); d.Live() == nil {
 		return nil
 	}
-	live, err := l.Virt.Live(ctx, id)
-	if err != nil || live != nil {
+	runs, err := l.Virt.Runs(ctx, id)
+	if err != nil || runs {
 		return err // it runs again, or nobody knows
 	}
-	if err := l.close(d, why); err != nil {
-		return err
-	}
-	return l.Tell(ctx)
+	return l.close(d, why)
 }
 
-// close ends the link of a domain that was proved.
+// close ends the link of a domain that was proved. One whose proof was broken keeps that reason.
 func (l *Launcher) close(d *Domain, why *proof.Refusal) error {
-	if d.State != StateProved || d.Link == nil {
+	if d.Live() == nil || d.Link == nil {
 		return nil
+	}
+	if d.State == StateBroken {
+		why = d.Refusal
 	}
 	// A crash between the two: the scan finds a proved domain that does not run, and closes it again, which counts once.
 	if err := l.owe(ChainEvent{Token: d.Token, Link: *d.Link, Event: EventClosed, Attempt: d.Attempt}); err != nil {
@@ -272,17 +272,12 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 // Stray ends a guest of a launch that was refused: when libvirt did not answer in time, the guest may have come up after the launch was undone.
 // Only a live launch id, which nobody but a launch writes, makes a guest one of ours.
 func (l *Launcher) Stray(ctx context.Context, uuid string) error {
-	_, id, refusal := l.known(uuid)
-	if refusal != nil {
+	d, id, refusal := l.known(uuid)
+	if refusal != nil || (d.State != StateRefused && d.State != StateStopped) {
 		return nil
 	}
-	free, refusal := l.claim(id)
-	if refusal != nil {
-		return nil
-	}
-	defer free()
-	d := l.Book.Domain(uuid)
-	if d == nil || (d.State != StateRefused && d.State != StateStopped) {
+	turn, ok := l.turn(id)
+	if !ok {
 		return nil
 	}
 	live, err := l.Virt.Live(ctx, id)
@@ -293,6 +288,11 @@ func (l *Launcher) Stray(ctx context.Context, uuid string) error {
 	if err != nil || got.Added.LaunchID == [32]byte{} {
 		return nil // not ours to end here
 	}
+	free, ok := l.claimAt(id, turn)
+	if !ok {
+		return nil
+	}
+	defer free()
 	l.Log.Warn("ending a guest of a launch that was refused", "uuid", uuid, "launch", d.Launch)
 	return l.Virt.Destroy(ctx, id)
 }

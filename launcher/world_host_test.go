@@ -169,6 +169,37 @@ func (w *world) Runs(_ context.Context, id domain.UUID) (runs bool, err error) {
 	return runs, err
 }
 
+func (w *world) ProcessAt(ctx context.Context, pid int, start uint64) (*Process, error) {
+	id, err := domain.ParseUUID(guestUUID)
+	if err != nil {
+		return nil, err
+	}
+	p, err := w.Process(ctx, id)
+	if err != nil || p.PID != pid || p.Start != start {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (w *world) Taints(_ context.Context, id domain.UUID) (all []string, err error) {
+	err = w.call("taints", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		all = w.taints
+		return nil
+	})
+	return all, err
+}
+
+func (w *world) Pause(_ context.Context, id domain.UUID) error {
+	return w.call("pause", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.paused[id.String()] = w.live[id.String()] != nil
+		return nil
+	})
+}
+
 type fakeImage struct {
 	w      *world
 	path   string

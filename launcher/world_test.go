@@ -3,6 +3,7 @@ package launcher
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,6 +46,8 @@ type world struct {
 	noStart        bool                    // QEMU does not come up for another client
 	rewrite        func(xml []byte) []byte // of what is read back live
 	process        func(p *Process)
+	taints         []string
+	tlsKey         *ecdsa.PrivateKey
 
 	// files
 	real    *realFiles // instead of the made-up files below
@@ -166,7 +169,7 @@ func (w *world) restart() {
 		w.t.Fatal(err)
 	}
 	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Keys: fakeKeys{w}, Book: book, Clock: fakeClock{w},
-		Log: slog.New(slog.DiscardHandler), Cleanup: 5 * time.Second}
+		Log: slog.New(slog.DiscardHandler), Sign: w.sign, Cleanup: 5 * time.Second}
 	w.l.Start()
 }
 
@@ -299,7 +302,7 @@ func (w *world) Release(_ context.Context, text string, statement []byte) (out R
 		case c.state == "reserved" && c.link == link:
 			out = c.answer
 			return nil
-		case c.state == "reserved" || c.state == "open":
+		case c.state == "reserved" || c.state == "open" || c.state == "broken":
 			return proof.Refuse(proof.TokenUsed, "another launch holds the token")
 		case s.Attempt <= c.aborted:
 			return proof.Refuse(proof.TokenUsed, "this attempt was aborted")
@@ -355,6 +358,8 @@ func (w *world) Report(_ context.Context, e ChainEvent) error {
 			c.state, c.head, c.number, c.aborted = "open", &link, c.number+1, 0
 		case EventClosed:
 			c.state = "closed"
+		case EventBroken:
+			c.state = "broken"
 		case EventAborted:
 			if c.state == "reserved" {
 				c.state, c.aborted = "closed", c.attempt

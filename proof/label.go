@@ -40,6 +40,11 @@ const (
 	LabelDiskKey   Label = "troth/disk-key/v1"  // token secret, target → passphrase of a sealed disk
 )
 
+// Labels of messages that are signed: the signature is over Frame(label, message).
+const (
+	LabelTrustLost Label = "troth/trust-lost/v1" // host's TLS key: report of lost trust
+)
+
 // Labels of HPKE (RFC 9180 `info`).
 const (
 	LabelTokenSeal   Label = "troth/token-seal/v1"   // tenant → verifier
@@ -51,7 +56,7 @@ func Labels() []Label {
 	return []Label{
 		LabelAttest, LabelEnrol, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
 		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity, LabelAudit, LabelChain, LabelDiskSecret,
-		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved, LabelDiskKey,
+		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved, LabelDiskKey, LabelTrustLost,
 		LabelTokenSeal, LabelReleaseSeal,
 	}
 }

@@ -151,14 +151,51 @@ func (l *libvirtd) Process(_ context.Context, id domain.UUID) (*launcher.Process
 	if err != nil {
 		return nil, err
 	}
-	out := &launcher.Process{PID: p.PID, UID: p.UID, Exe: p.Exe}
+	return process(p), nil
+}
+
+func (l *libvirtd) ProcessAt(_ context.Context, pid int, start uint64) (*launcher.Process, error) {
+	p, err := virt.ReadProcess(pid, start)
+	if errors.Is(err, virt.ErrNoProcess) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return process(p), nil
+}
+
+func (l *libvirtd) Taints(ctx context.Context, id domain.UUID) ([]string, error) {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.Taints(ctx, id.String())
+	_, err = found(nil, err, virt.ErrNoDomain, virt.ErrState)
+	return all, err
+}
+
+func (l *libvirtd) Pause(ctx context.Context, id domain.UUID) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if state, err := c.State(ctx, id.String()); err == nil && state == "paused" {
+		return nil
+	}
+	_, err = found(nil, c.Pause(ctx, id.String()), virt.ErrNoDomain, virt.ErrState)
+	return err
+}
+
+func process(p *virt.Process) *launcher.Process {
+	out := &launcher.Process{PID: p.PID, Start: p.Start, UID: p.UID, Exe: p.Exe}
 	for _, f := range p.Open {
 		out.Open = append(out.Open, file(f))
 	}
 	for _, f := range p.Named {
 		out.Named = append(out.Named, file(f))
 	}
-	return out, nil
+	return out
 }
 
 // Runs looks at the processes alone: a hook may be waiting, and libvirt would make us wait for it.

@@ -120,7 +120,7 @@ func (a *app) root() *cobra.Command {
 		}}
 	group := &cobra.Command{Use: "config", Short: "The configuration", Args: cobra.NoArgs}
 	group.AddCommand(check)
-	root.AddCommand(serve, provision, doctor, group, a.audits())
+	root.AddCommand(serve, provision, doctor, group, a.audits(), a.reap())
 	return root
 }
 

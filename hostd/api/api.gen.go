@@ -73,7 +73,10 @@ type Domain struct {
 
 	// Token Digest of the token.
 	Token string `json:"token"`
-	Uuid  string `json:"uuid"`
+
+	// TrustLost Signed report that the newest proof is broken (docs/reconcile.md), as its exact bytes in base64url; absent while the proof holds.
+	TrustLost *string `json:"trust_lost,omitempty"`
+	Uuid      string  `json:"uuid"`
 }
 
 // DomainList defines model for DomainList.

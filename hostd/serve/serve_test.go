@@ -60,8 +60,6 @@ func (nothing) Undefine(context.Context, domain.UUID) error               { retu
 func (nothing) CreatePaused(context.Context, []byte) error                { return errNothing }
 func (nothing) Resume(context.Context, domain.UUID) error                 { return errNothing }
 func (nothing) Destroy(context.Context, domain.UUID) error                { return errNothing }
-func (nothing) Version(context.Context) (string, error)                   { return "", errNothing }
-func (nothing) Running(context.Context) ([]domain.UUID, error)            { return nil, errNothing }
 func (nothing) Runs(context.Context, domain.UUID) (bool, error)           { return false, nil }
 func (nothing) Autostart(context.Context, domain.UUID) (bool, error)      { return false, errNothing }
 func (nothing) RemoveKeys(context.Context, domain.UUID) error             { return errNothing }
@@ -69,6 +67,13 @@ func (nothing) SweepKeys(context.Context, func(domain.UUID) bool) error   { retu
 func (nothing) PutKey(context.Context, domain.UUID, string, proof.Secret) error {
 	return errNothing
 }
+func (nothing) Pause(context.Context, domain.UUID) error              { return errNothing }
+func (nothing) Taints(context.Context, domain.UUID) ([]string, error) { return nil, errNothing }
+func (nothing) ProcessAt(context.Context, int, uint64) (*launcher.Process, error) {
+	return nil, errNothing
+}
+func (nothing) Version(context.Context) (string, error)           { return "", errNothing }
+func (nothing) Running(context.Context) ([]domain.UUID, error)    { return nil, errNothing }
 func (nothing) Report(context.Context, launcher.ChainEvent) error { return errNothing }
 func (nothing) Process(context.Context, domain.UUID) (*launcher.Process, error) {
 	return nil, errNothing
@@ -329,7 +334,7 @@ func TestStatusSaysWhatToMend(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	if fmt.Sprint(names) != "[tpm dynamic-launch verifier verdict libvirt hook registry]" || s.Conditions[0].Code == nil || *s.Conditions[0].Code != string(proof.TPMUnavailable) || s.State != hostd.Unknown {
+	if fmt.Sprint(names) != "[tpm dynamic-launch verifier verdict libvirt hook registry strays]" || s.Conditions[0].Code == nil || *s.Conditions[0].Code != string(proof.TPMUnavailable) || s.State != hostd.Unknown {
 		t.Errorf("%+v", s)
 	}
 	resp, b := r.must(r.client(), "GET", r.url("/readyz"), "")

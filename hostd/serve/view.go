@@ -7,6 +7,7 @@ import (
 	"troth/hostd/api"
 	"troth/launcher"
 	"troth/proof"
+	"troth/proof/strict"
 )
 
 func optional(s string) *string {
@@ -65,6 +66,9 @@ func launchView(v hostd.View) api.Launch {
 
 func domainView(d *launcher.Domain) api.Domain {
 	out := api.Domain{Uuid: d.UUID, Name: d.Name, State: d.State, Armed: d.Armed, Since: d.Since, Refusal: problemView(d.Refusal), Launch: optional(d.Launch)}
+	if d.Report != nil {
+		out.TrustLost = optional(strict.EncodeBase64(d.Report))
+	}
 	if d.Link != nil && d.State != launcher.StateLaunching {
 		out.Link = d.Link.String()
 	}

@@ -13,7 +13,7 @@ import (
 type Event struct {
 	UUID string
 	Name string
-	Kind string // defined, undefined, started, suspended, resumed, stopped, shutdown, pmsuspended, crashed
+	Kind string // defined, undefined, started, suspended, resumed, stopped, shutdown, pmsuspended, crashed; or one of change.go
 	// Detail is virDomainEvent…DetailType's number for the kind (libvirt/libvirt-domain.h): for stopped 0 shutdown,
 	// 1 destroyed, 2 crashed, 3 migrated, 4 saved, 5 failed; for started 0 booted, 1 migrated, 2 restored.
 	Detail int
@@ -112,6 +112,11 @@ func (w *Watch) put(e Event) {
 
 // heard runs on libvirt's event loop: it hands on and returns. The domain is libvirt's to free.
 func (v *Virt) heard(_ *libvirt.Connect, d *libvirt.Domain, ev *libvirt.DomainEventLifecycle) {
+	v.told(d, eventKind(ev.Event), ev.Detail)
+}
+
+// told hands one event on.
+func (v *Virt) told(d *libvirt.Domain, kind string, detail int) {
 	uuid, err := d.GetUUIDString() // from the handle, no call to libvirtd
 	if err != nil {
 		v.log.Warn("event without a UUID", "error", err)
@@ -122,7 +127,7 @@ func (v *Virt) heard(_ *libvirt.Connect, d *libvirt.Domain, ev *libvirt.DomainEv
 		v.log.Warn("event without a name", "uuid", uuid, "error", err)
 		return
 	}
-	e := Event{UUID: uuid, Name: name, Kind: eventKind(ev.Event), Detail: ev.Detail}
+	e := Event{UUID: uuid, Name: name, Kind: kind, Detail: detail}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for w := range v.watches {

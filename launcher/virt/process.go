@@ -278,3 +278,14 @@ func keyed(value, key string) []string {
 	}
 	return paths
 }
+
+// ReadProcess reads the emulator with this number and start time. ErrNoProcess if it has ended, also when its number is another's now.
+func ReadProcess(pid int, start uint64) (*Process, error) { return readProcessAt("/proc", pid, start) }
+
+func readProcessAt(proc string, pid int, start uint64) (*Process, error) {
+	p, err := readProcess(proc, pid)
+	if err == nil && p.Start != start {
+		return nil, fmt.Errorf("%w: number %d is another process's now", ErrNoProcess, pid)
+	}
+	return p, err
+}

@@ -61,7 +61,7 @@ type Virt struct {
 // session is one open connection. Its C object is counted by libvirt: now holds one count, each call its own.
 type session struct {
 	conn     *libvirt.Connect
-	callback int // of lifecycle events
+	callback []int // of events
 }
 
 var eventLoop = sync.OnceValue(func() error {
@@ -219,11 +219,12 @@ func (v *Virt) dial() (*session, error) {
 	if err := conn.RegisterCloseCallback(func(*libvirt.Connect, libvirt.ConnectCloseReason) { v.lose(s) }); err != nil {
 		v.log.Debug("no close callback", "uri", v.uri, "error", err)
 	}
-	s.callback, err = conn.DomainEventLifecycleRegister(nil, v.heard)
+	id, err := conn.DomainEventLifecycleRegister(nil, v.heard)
 	if err != nil {
 		_, closeErr := conn.Close()
 		return nil, errors.Join(wrap("hear events", "", err), closeErr)
 	}
+	s.callback = append(v.hearChanges(conn), id)
 	return s, nil
 }
 
@@ -269,8 +270,10 @@ func (v *Virt) redial() {
 
 // retire drops callbacks and our count. On a connection whose peer is gone the first two fail, as they must.
 func (v *Virt) retire(s *session) {
-	if err := s.conn.DomainEventDeregister(s.callback); err != nil {
-		v.log.Debug("cannot deregister events", "error", err)
+	for _, id := range s.callback {
+		if err := s.conn.DomainEventDeregister(id); err != nil {
+			v.log.Debug("cannot deregister events", "error", err)
+		}
 	}
 	if err := s.conn.UnregisterCloseCallback(); err != nil {
 		v.log.Debug("cannot unregister close callback", "error", err)

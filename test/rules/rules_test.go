@@ -76,7 +76,7 @@ var spine = map[string][]string{
 	"troth/hostd/audit":          {"troth/hostd/journal", "troth/proof"},
 	"troth/hostd/secret":         {"troth/proof", "troth/launcher/domain", "golang.org/x/sys/unix"},
 	"troth/hostd/serve":          {"troth/hostd", "troth/hostd/api", "troth/hostd/audit", "troth/hostd/secret", "troth/launcher", "troth/launcher/domain", "troth/proof", "troth/proof/strict", "golang.org/x/sys/unix"},
-	"troth/hostd":                {"troth/launcher", "troth/launcher/domain", "troth/launcher/image", "troth/hostd/journal", "troth/hostd/audit", "troth/hostd/secret", "troth/hooks/ask", "troth/systemd/polkit", "troth/proof", "troth/proof/strict", "troth/tpm", "troth/tpm/pcr", "troth/tpm/eventlog", "troth/tpm/chip", "troth/verifier/api", "troth/config", "github.com/coreos/go-systemd/v22/...", "github.com/vishvananda/netlink", "golang.org/x/sys/unix"},
+	"troth/hostd":                {"troth/launcher", "troth/launcher/domain", "troth/launcher/image", "troth/hostd/journal", "troth/hostd/audit", "troth/hostd/secret", "troth/hooks/ask", "troth/systemd/polkit", "troth/proof", "troth/proof/strict", "troth/tpm", "troth/tpm/pcr", "troth/tpm/eventlog", "troth/tpm/chip", "troth/verifier/api", "troth/config", "github.com/coreos/go-systemd/v22/...", "github.com/vishvananda/netlink", "golang.org/x/sys/unix", "troth/launcher/emulator", "troth/hostd/reaper", "troth/hooks"},
 	"troth/launcher":             {"troth/proof", "troth/tpm", "troth/tpm/pcr", "troth/launcher/domain", "troth/launcher/image", "golang.org/x/sys/unix"},
 	"troth/launcher/domain":      {"troth/proof"},
 	"troth/launcher/image":       {"troth/proof", "golang.org/x/sys/unix"},
@@ -85,10 +85,12 @@ var spine = map[string][]string{
 	"troth/hooks/ask":            {},
 	"troth/cmd/troth":            {"troth/proof", "troth/proof/strict", "troth/config", "troth/verifier/api", "troth/hostd/api", "troth/launcher/domain", "troth/tpm", "troth/tpm/pcr", "github.com/spf13/cobra", "github.com/spf13/cobra/...", "golang.org/x/sys/unix"},
 	"troth/cmd/troth-hook":       {"troth/hooks"},
-	"troth/cmd/troth-hostd":      {"troth/hostd", "troth/hostd/...", "troth/launcher", "troth/launcher/...", "troth/config", "troth/proof", "troth/tpm", "troth/tpm/...", "troth/hooks/ask", "troth/verifier/api", "github.com/spf13/cobra", "github.com/coreos/go-systemd/v22/...", "golang.org/x/sys/unix"},
+	"troth/cmd/troth-hostd":      {"troth/hostd", "troth/hostd/...", "troth/launcher", "troth/launcher/...", "troth/config", "troth/proof", "troth/tpm", "troth/tpm/...", "troth/hooks/ask", "troth/verifier/api", "github.com/spf13/cobra", "github.com/coreos/go-systemd/v22/...", "golang.org/x/sys/unix", "troth/hooks"},
 	"troth/cmd/troth-verifierd":  {"troth/verifier", "troth/verifier/...", "troth/config", "troth/proof", "troth/tpm", "troth/tpm/pcr", "github.com/spf13/cobra", "github.com/coreos/go-systemd/v22/..."},
 	"troth/cmd/troth-registered": {"troth/hooks"},
 	"troth/systemd/polkit":       {},
+	"troth/hostd/reaper":         {"troth/hooks/ask", "troth/launcher/emulator", "golang.org/x/sys/unix"},
+	"troth/launcher/emulator":    {"troth/hooks/ask", "golang.org/x/sys/unix"},
 }
 
 // forbidden names standard packages that a room must not touch, with the reason.

@@ -1,0 +1,233 @@
+package hostd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sort"
+	"strings"
+	"sync"
+
+	"troth/hooks"
+	"troth/hooks/ask"
+	"troth/launcher"
+	"troth/launcher/domain"
+	"troth/launcher/emulator"
+	"troth/proof"
+)
+
+// Grants is what the launcher knows of who may run.
+type Grants interface {
+	// Granted says whether a guest of this domain may run.
+	Granted(id domain.UUID) bool
+	// Settled says that nobody has the domain at work: what runs of it is as the book says, or a stray.
+	Settled(id domain.UUID) bool
+	// Holds says whether this process has a live grant.
+	Holds(pid int, start uint64) bool
+	// EndStray does what the policy says to a guest in our libvirt, unless it has a grant after all.
+	EndStray(ctx context.Context, id domain.UUID, policy string) (done bool, err error)
+	// NoteStray keeps it for people.
+	NoteStray(uuid string, why *proof.Refusal) error
+}
+
+// Strays finds guests that are trusted and have no grant: first those in our libvirt, by mark and UUID, then processes that it does not know, by UUID,
+// volume and channel. What has a grant, or is in the middle of a launch, is nobody's business here; what is not trusted runs on untouched.
+type Strays struct {
+	Policy   string
+	Grants   Grants
+	Live     func(ctx context.Context, id domain.UUID) ([]byte, error)
+	Registry func() (ask.Registry, error)
+	Look     func(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error)
+	End      func(ctx context.Context, pid int, start uint64, a emulator.Action) error
+	Log      *slog.Logger
+
+	mu     sync.Mutex
+	found  map[string]string // what the newest scan found and is not gone, with what was done
+	doubts map[string]string // what it could not decide
+}
+
+// Scan looks once at everything. It runs after events and every few seconds; running is what our libvirt has.
+func (s *Strays) Scan(ctx context.Context, running []domain.UUID) {
+	registry, err := s.Registry()
+	if err != nil {
+		s.Log.Error("cannot look for strays", "error", err.Error())
+		return
+	}
+	found, doubts := map[string]string{}, map[string]string{}
+	ours := s.domains(ctx, running, registry, found, doubts)
+	s.processes(ctx, ours, registry, found, doubts)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found, s.doubts = found, doubts
+}
+
+// domains deals with strays in our libvirt and returns them.
+func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry ask.Registry, found, doubts map[string]string) map[domain.UUID]bool {
+	ours := map[domain.UUID]bool{}
+	for _, id := range running {
+		if s.Grants.Granted(id) {
+			continue
+		}
+		xml, err := s.Live(ctx, id)
+		if err != nil {
+			doubts["domain "+id.String()] = err.Error()
+			continue
+		}
+		if xml == nil {
+			continue // it ended
+		}
+		subject, err := hooks.Read(xml)
+		if err != nil {
+			// Neither trusted nor untrusted by its definition; its UUID is libvirt's word.
+			doubts["domain "+id.String()] = err.Error()
+			subject = hooks.Subject{}
+		}
+		subject.UUID = id
+		why := subject.Why(registry)
+		if why == 0 {
+			continue
+		}
+		ours[id] = true
+		key := "domain " + id.String()
+		done, err := s.Grants.EndStray(ctx, id, s.Policy)
+		if err == nil && !done {
+			continue
+		}
+		s.tell(key, id.String(), because(why), id.String(), err, found)
+	}
+	return ours
+}
+
+// because puts the reasons in words.
+func because(f ask.Flags) string {
+	var all []string
+	for _, r := range []struct {
+		flag ask.Flags
+		word string
+	}{{ask.Registered, "uuid"}, {ask.Marked, "mark"}, {ask.All, "all"}} {
+		if f.Has(r.flag) {
+			all = append(all, r.word)
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// processes deals with emulators that our libvirt does not have, or has as an untrusted guest that holds a volume of a trusted one.
+func (s *Strays) processes(ctx context.Context, ours map[domain.UUID]bool, registry ask.Registry, found, doubts map[string]string) {
+	index := emulator.NewIndex(registry)
+	scan, err := s.Look(ctx, index.Wants())
+	if err != nil {
+		doubts["processes"] = err.Error()
+		return
+	}
+	if scan.Unseen > 0 {
+		doubts["processes"] = fmt.Sprintf("%d could not be looked at: %s", scan.Unseen, scan.Why)
+	}
+	for _, p := range scan.Others {
+		if p.PID != os.Getpid() {
+			doubts[fmt.Sprintf("process %d", p.PID)] = fmt.Sprintf("%s, which is no emulator, has %s open", p.Exe, p.Open[0].Path)
+		}
+	}
+	for _, p := range scan.Emulators {
+		why, shows := index.Why(p)
+		// The order of the questions counts: a launch that ended since the scan has written its grant before it let its domain go.
+		if why == "" || !s.settled(p) || s.Grants.Holds(p.PID, p.Start) || s.dealtWith(p, ours) {
+			continue
+		}
+		err := s.end(ctx, p)
+		if errors.Is(err, emulator.ErrNotIt) {
+			continue // it has ended by now
+		}
+		key := fmt.Sprintf("process %d/%d", p.PID, p.Start)
+		var uuid string
+		if why == emulator.ByUUID {
+			uuid = shows
+		}
+		s.tell(key, uuid, string(why), fmt.Sprintf("%s (pid %d, uid %d, %s)", shows, p.PID, p.UID, p.Exe), err, found)
+	}
+}
+
+// settled: no domain that the process says it is, is in the middle of a launch.
+func (s *Strays) settled(p *emulator.Process) bool {
+	for _, u := range p.UUIDs {
+		if !s.Grants.Settled(u) {
+			return false
+		}
+	}
+	return true
+}
+
+// dealtWith: the process is, as far as its arguments tell, a stray of our libvirt, which the policy left running.
+func (s *Strays) dealtWith(p *emulator.Process, ours map[domain.UUID]bool) bool {
+	return s.Policy != launcher.StrayDestroy && len(p.UUIDs) == 1 && ours[p.UUIDs[0]]
+}
+
+func (s *Strays) end(ctx context.Context, p *emulator.Process) error {
+	switch s.Policy {
+	case launcher.StrayDestroy:
+		return s.End(ctx, p.PID, p.Start, emulator.Kill)
+	case launcher.StrayPause:
+		return s.End(ctx, p.PID, p.Start, emulator.Stop)
+	}
+	return nil
+}
+
+// tell says once what was found and done, in the log and, for a domain that the book knows, in its history.
+func (s *Strays) tell(key, uuid, why, shows string, failed error, found map[string]string) {
+	did := map[string]string{launcher.StrayDestroy: "destroyed", launcher.StrayPause: "paused", launcher.StrayReport: "reported"}[s.Policy]
+	if failed != nil {
+		did = "not ended: " + failed.Error()
+	}
+	found[key] = fmt.Sprintf("trusted by %s: %s: %s", why, shows, did)
+	s.mu.Lock()
+	known := s.found[key] == found[key]
+	s.mu.Unlock()
+	if known {
+		return
+	}
+	s.Log.Error("a trusted guest runs without a grant", "where", key, "trusted_by", why, "shows", shows, "done", did)
+	if uuid == "" {
+		return
+	}
+	refusal := proof.Refuse(proof.GrantMissing, "a guest of this domain was found that has no grant",
+		proof.Fact{Name: "found", Value: key + ": " + shows}, proof.Fact{Name: "trusted by", Value: why}, proof.Fact{Name: "done", Value: did})
+	if err := s.Grants.NoteStray(uuid, refusal); err != nil {
+		s.Log.Error("cannot keep that a stray was found", "uuid", uuid, "error", err.Error())
+	}
+}
+
+// strays is the condition's name.
+const strays = "strays"
+
+// maxTold bounds what a condition tells.
+const maxTold = 4
+
+// Condition is what the newest scan found, for people. It is no reason against a launch.
+func (s *Strays) Condition() Condition {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := Condition{Name: strays, State: OK, Evidence: "no trusted guest runs without a grant"}
+	if len(s.doubts) > 0 {
+		c.State, c.Evidence = Unknown, "not everything could be decided: "+list(s.doubts)
+		c.Remedy = "See that troth-hostd has CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, and who uses the disks of trusted guests."
+	}
+	if len(s.found) > 0 {
+		c.State, c.Code, c.Evidence = Failed, proof.GrantMissing, list(s.found)
+		c.Remedy = "Find who started it. Where it could not be ended: start troth-reaper.socket."
+	}
+	return c
+}
+
+func list(all map[string]string) string {
+	var lines []string
+	for key, what := range all {
+		lines = append(lines, key+": "+what)
+	}
+	sort.Strings(lines)
+	if n := len(lines) - maxTold; n > 0 {
+		lines = append(lines[:maxTold], fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(lines, "; ")
+}

@@ -1,0 +1,90 @@
+package emulator
+
+import (
+	"encoding/hex"
+	"fmt"
+	"syscall"
+
+	"troth/hooks/ask"
+)
+
+// Reason is why a process runs a trusted guest.
+type Reason string
+
+// The reasons, the surest first.
+const (
+	ByUUID   Reason = "uuid"   // of a registered domain
+	ByVolume Reason = "volume" // of a registered domain, open
+	ByMark   Reason = "mark"   // it gives its guest Troth's channel
+	ByHost   Reason = "all"    // the host says that everything is trusted
+)
+
+// Index is a registry to ask about processes.
+type Index struct {
+	all    bool
+	uuids  map[[16]byte]bool
+	files  map[[2]uint64]string
+	blocks map[uint64]string
+}
+
+// NewIndex reads the registry. A volume that is a block device counts by its device number, since QEMU may have a node of its own for it.
+func NewIndex(r ask.Registry) *Index {
+	x := &Index{all: r.All, uuids: map[[16]byte]bool{}, files: map[[2]uint64]string{}, blocks: map[uint64]string{}}
+	for _, u := range r.UUIDs {
+		x.uuids[u] = true
+	}
+	for _, v := range r.Volumes {
+		if v.Dev != 0 || v.Ino != 0 {
+			x.files[[2]uint64{v.Dev, v.Ino}] = v.Path
+		}
+		var st syscall.Stat_t
+		if syscall.Lstat(v.Path, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFBLK {
+			x.blocks[st.Rdev] = v.Path
+		}
+	}
+	return x
+}
+
+// Volume says which registered volume the file is.
+func (x *Index) Volume(f File) (path string, is bool) {
+	if f.Block != 0 {
+		if path, is = x.blocks[f.Block]; is {
+			return path, true
+		}
+	}
+	path, is = x.files[[2]uint64{f.Dev, f.Ino}]
+	return path, is
+}
+
+// Wants is for Look: the files that are registered volumes, or nil when there is none.
+func (x *Index) Wants() func(File) bool {
+	if len(x.files) == 0 && len(x.blocks) == 0 {
+		return nil
+	}
+	return func(f File) bool { _, is := x.Volume(f); return is }
+}
+
+// Why says why the process runs a trusted guest, with what shows it; "": it does not, as far as anyone can tell.
+func (x *Index) Why(p *Process) (why Reason, shows string) {
+	if !p.Emulator() {
+		return "", ""
+	}
+	for _, u := range p.UUIDs {
+		if x.uuids[u] {
+			h := hex.EncodeToString(u[:])
+			return ByUUID, fmt.Sprintf("%s-%s-%s-%s-%s", h[:8], h[8:12], h[12:16], h[16:20], h[20:])
+		}
+	}
+	for _, f := range p.Open {
+		if path, is := x.Volume(f); is {
+			return ByVolume, path
+		}
+	}
+	switch {
+	case p.Guest:
+		return ByMark, channelName
+	case x.all:
+		return ByHost, p.Exe
+	}
+	return "", ""
+}

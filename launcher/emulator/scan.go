@@ -1,0 +1,273 @@
+package emulator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Bounds of a scan.
+const (
+	maxProcesses   = 1 << 20 // the kernel's own limit is 4 Mi; a machine with more is not looked at whole
+	maxArguments   = 4 << 20 // bytes of one command line; libvirt's are below 64 KiB
+	maxDescriptors = 1 << 16 // of one process
+	maxOthers      = 1 << 18 // descriptors of all processes that are no emulators by name
+)
+
+// File is a regular file or a block device that a process has open.
+type File struct {
+	Path     string // as /proc shows it
+	Dev, Ino uint64 // of the inode that is open; of a block device, its node
+	Block    uint64 // device number of a block device, else zero
+}
+
+// Process is one process that was looked at.
+type Process struct {
+	PID   int
+	Start uint64 // clock ticks after boot (proc(5), stat, field 22)
+	UID   uint32
+	Exe   string     // what /proc/PID/exe links to
+	Named bool       // its executable is called like an emulator
+	KVM   bool       // it holds a virtual machine of KVM, whatever its name
+	UUIDs [][16]byte // that its arguments give the guest; empty unless it is an emulator
+	Guest bool       // its arguments give the guest Troth's channel
+	Open  []File
+}
+
+// Emulator says whether it runs a guest.
+func (p *Process) Emulator() bool { return p.Named || p.KVM }
+
+// Scan is what one pass saw.
+type Scan struct {
+	Emulators []*Process
+	// Others are processes that are no emulators, as far as anyone can tell, and that have one of the wanted files open.
+	Others []*Process
+	// Unseen counts processes that could not be looked at, whole; Why is the reason of one of them.
+	Unseen int
+	Why    string
+}
+
+// Look makes one pass over proc ("/proc"). want says which open files of processes that are no emulators are of interest; nil: none.
+func Look(ctx context.Context, proc string, want func(File) bool) (*Scan, error) {
+	dir, err := os.Open(proc)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list processes: %w", err)
+	}
+	defer dir.Close()
+	s, budget, seen := &Scan{}, maxOthers, 0
+	for {
+		names, err := dir.Readdirnames(1024)
+		if errors.Is(err, io.EOF) {
+			return s, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot list processes: %w", err)
+		}
+		for _, name := range names {
+			pid, err := strconv.Atoi(name)
+			if err != nil || pid <= 0 {
+				continue // not a process
+			}
+			if err := ctx.Err(); err != nil {
+				return nil, fmt.Errorf("cannot look at all processes: %w", err)
+			}
+			if seen++; seen > maxProcesses {
+				return nil, fmt.Errorf("cannot look at all processes: more than %d", maxProcesses)
+			}
+			s.add(proc, pid, &budget, want)
+		}
+	}
+}
+
+func (s *Scan) add(proc string, pid int, budget *int, want func(File) bool) {
+	p, err := one(proc, pid, budget, want)
+	switch {
+	case gone(err):
+	case err != nil:
+		s.Unseen++
+		s.Why = err.Error()
+	}
+	switch {
+	case p == nil || gone(err):
+	case p.Emulator():
+		s.Emulators = append(s.Emulators, p)
+	case len(p.Open) > 0:
+		s.Others = append(s.Others, p)
+	}
+}
+
+// At looks at one process as Look does; fs.ErrNotExist when there is none.
+func At(proc string, pid int) (*Process, error) {
+	budget := maxDescriptors
+	return one(proc, pid, &budget, nil)
+}
+
+// one looks at one process. With an error it returns what it could see.
+func one(proc string, pid int, budget *int, want func(File) bool) (*Process, error) {
+	dir := filepath.Join(proc, strconv.Itoa(pid))
+	p := &Process{PID: pid}
+	var err error
+	fail := func(what string, err error) (*Process, error) {
+		return p, fmt.Errorf("cannot read %s of process %d: %w", what, pid, err)
+	}
+	if p.Exe, err = os.Readlink(filepath.Join(dir, "exe")); err != nil {
+		return fail("executable", err) // a kernel thread has none: it counts as gone
+	}
+	name := filepath.Base(strings.TrimSuffix(p.Exe, " (deleted)"))
+	p.Named = strings.HasPrefix(name, "qemu-system-") || name == "qemu-kvm"
+	if p.Start, err = startTime(dir); err != nil {
+		return fail("start time", err)
+	}
+	// Arguments are everybody's to read, descriptors are not: what can be known is known first.
+	if p.Named {
+		if err := p.identify(dir); err != nil {
+			return fail("arguments", err)
+		}
+	}
+	if err := p.descriptors(dir, budget, want); err != nil {
+		return fail("descriptors", err)
+	}
+	if !p.Emulator() {
+		return p, nil
+	}
+	if !p.Named {
+		if err := p.identify(dir); err != nil {
+			return fail("arguments", err)
+		}
+	}
+	// The same process from first to last.
+	if again, err := startTime(dir); err != nil || again != p.Start {
+		return fail("start time", errors.Join(fs.ErrNotExist, err))
+	}
+	return p, nil
+}
+
+// identify reads who the process belongs to and what its arguments say of the guest.
+func (p *Process) identify(dir string) error {
+	var st syscall.Stat_t
+	if err := syscall.Stat(dir, &st); err != nil {
+		return err
+	}
+	p.UID = st.Uid
+	args, err := arguments(dir)
+	p.UUIDs, p.Guest = identities(args), hasChannel(args)
+	return err
+}
+
+// gone: the process ended while we looked, or is a kernel thread.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+}
+
+// descriptors reads what the process has open. Of a process that is no emulator only the wanted files are kept.
+func (p *Process) descriptors(dir string, budget *int, want func(File) bool) error {
+	fds := filepath.Join(dir, "fd")
+	d, err := os.Open(fds)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	var kept []File
+	for n := 0; ; {
+		names, err := d.Readdirnames(512)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if n++; n > maxDescriptors {
+				return fmt.Errorf("more than %d descriptors", maxDescriptors)
+			}
+			if !p.Named {
+				if *budget--; *budget < 0 {
+					return errors.New("too many descriptors on this machine")
+				}
+			}
+			if err := p.descriptor(filepath.Join(fds, name), want, &kept); err != nil {
+				return err
+			}
+		}
+	}
+	if p.Emulator() {
+		p.Open = kept
+		return nil
+	}
+	for _, f := range kept {
+		if want != nil && want(f) {
+			p.Open = append(p.Open, f)
+		}
+	}
+	return nil
+}
+
+func (p *Process) descriptor(link string, want func(File) bool, kept *[]File) error {
+	path, err := os.Readlink(link)
+	if gone(err) {
+		return nil // closed meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	if path == "anon_inode:kvm-vm" {
+		p.KVM = true
+	}
+	// A socket, a pipe, an event: no file. Character devices are told by stat.
+	if !strings.HasPrefix(path, "/") || path == "/dev/null" || (!p.Named && want == nil && !p.KVM) {
+		return nil
+	}
+	var st syscall.Stat_t
+	err = syscall.Stat(link, &st) // follows to the open file itself, whatever its path is now
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	switch st.Mode & syscall.S_IFMT {
+	case syscall.S_IFREG:
+		*kept = append(*kept, File{Path: path, Dev: st.Dev, Ino: st.Ino})
+	case syscall.S_IFBLK:
+		*kept = append(*kept, File{Path: path, Dev: st.Dev, Ino: st.Ino, Block: st.Rdev})
+	}
+	return nil
+}
+
+// startTime reads field 22 of /proc/PID/stat; the name in field 2 may hold spaces and parentheses.
+func startTime(dir string) (uint64, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return 0, err
+	}
+	i := bytes.LastIndexByte(b, ')')
+	f := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(f) < 20 {
+		return 0, errors.New("stat is too short")
+	}
+	return strconv.ParseUint(f[19], 10, 64)
+}
+
+func arguments(dir string) ([]string, error) {
+	f, err := os.Open(filepath.Join(dir, "cmdline"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxArguments+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxArguments {
+		return nil, fmt.Errorf("more than %d bytes", maxArguments)
+	}
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
+}
