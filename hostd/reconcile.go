@@ -20,7 +20,7 @@ import (
 const (
 	watchEvery = time.Second
 	watchAtMax = 5 * time.Second // where many guests make a look dear
-	scanEvery  = 8 * time.Second
+	scanEvery  = 5 * time.Second
 	scanApart  = time.Second // of a storm of events
 	share      = 20          // a look takes at most the 20th part of one processor's time
 )

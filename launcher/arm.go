@@ -112,7 +112,25 @@ func (a *attempt) measureFree(ctx context.Context) (first bool, refusal *proof.R
 		return false, proof.Refuse(proof.RequestInvalid, "another domain has this name: choose another, or undefine that one",
 			proof.Fact{Name: "name", Value: c.Name}, proof.Fact{Name: "uuid", Want: c.UUID.String(), Got: other.String()})
 	}
+	if refusal := a.closeGone(); refusal != nil {
+		return false, refusal
+	}
 	return a.measureNow(ctx)
+}
+
+// closeGone closes the link of a guest that is known to be gone and that nobody has noted yet: once another launch has begun, nobody would.
+func (a *attempt) closeGone() *proof.Refusal {
+	if a.req.DryRun {
+		return nil
+	}
+	d := a.Book.Domain(a.config.UUID.String())
+	if d.Live() == nil {
+		return nil
+	}
+	if err := a.Launcher.close(d, proof.Refuse(proof.NotRegistered, "the guest ended by itself or was ended by another client")); err != nil {
+		return Refusal(StepMeasure, err)
+	}
+	return nil
 }
 
 // measureNow measures the images, whatever runs.

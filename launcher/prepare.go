@@ -120,11 +120,8 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 	} else if runs {
 		return proof.Refuse(proof.RequestInvalid, "a QEMU of this domain runs already", proof.Fact{Name: "uuid", Value: uuid})
 	}
-	if d.Live() != nil {
-		// Its guest is gone and nobody has noted it yet.
-		if err := l.close(d, proof.Refuse(proof.NotRegistered, "the guest ended by itself or was ended by another client")); err != nil {
-			return Refusal(StepRead, err)
-		}
+	if refusal := a.closeGone(); refusal != nil {
+		return refusal
 	}
 	if refusal := a.measuredBefore(ctx); refusal != nil {
 		return refusal

@@ -111,10 +111,18 @@ func (s *stage) create(ctx context.Context, t *testing.T, xml string) {
 	must[string](t)(s.host.Virsh(ctx, "create", s.file(t, xml)))
 }
 
+// freeSlot is a port into which a device can be plugged while the guest runs.
+const freeSlot = `    <controller type='pci' index='1' model='pcie-root-port'>
+      <model name='pcie-root-port'/>
+      <target chassis='1' port='0x8'/>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x08' function='0x0'/>
+    </controller>
+`
+
 // launch launches a guest with disks of 1 MiB.
 func (s *stage) launch(ctx context.Context, t *testing.T, name, uuid, reaction string, disks ...string) {
 	t.Helper()
-	d := lab.Domain{Name: name, UUID: uuid}
+	d := lab.Domain{Name: name, UUID: uuid, Extra: freeSlot}
 	for _, disk := range disks {
 		must[string](t)(s.host.Exec(ctx, "sh", "-c", "mkdir -p /var/lib/libvirt/images && chmod 755 /var/lib/libvirt/images && truncate -s 1M "+disk))
 		d.Disks = append(d.Disks, lab.Disk{Source: disk, Format: "raw"})
@@ -187,15 +195,17 @@ func (s *stage) ended(ctx context.Context, t *testing.T, reason, tag, script str
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	cmd := s.host.Command(ctx, "sh", "-c", script)
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
+	said := must[*os.File](t)(os.Create(filepath.Join(t.TempDir(), "said")))
+	defer said.Close()
+	cmd.Stdout, cmd.Stderr = said, said
+	out := func() string { return string(must[[]byte](t)(os.ReadFile(said.Name()))) }
 	begun := time.Now()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	took := within(t, byScan, begun, func() string {
 		if !strings.Contains(s.logged(t, from), "trusted_by="+reason) {
-			return "not found yet: " + s.logged(t, from)
+			return "not found yet: " + s.logged(t, from) + out()
 		}
 		if left, err := s.host.Exec(ctx, "pgrep", "-f", "qemu-system.*"+tag); err == nil {
 			return "found, and it still runs: " + left
@@ -204,7 +214,7 @@ func (s *stage) ended(ctx context.Context, t *testing.T, reason, tag, script str
 	})
 	cancel()
 	if err := cmd.Wait(); err != nil {
-		t.Logf("the script ended: %v: %s", err, out.String())
+		t.Logf("the script ended: %v: %s", err, out())
 	}
 	t.Logf("gone %v after it was asked for", took.Round(time.Millisecond))
 	s.untouched(t.Context(), t)
@@ -241,17 +251,17 @@ func (s *stage) reconcile(ctx context.Context, t *testing.T) {
 	})
 	t.Run("by hand, renamed and removed", func(t *testing.T) {
 		s.ended(ctx, t, "uuid", "-name renamed", "cp /usr/bin/qemu-system-x86_64 /tmp/qemu-system-other; (sleep 1; rm /tmp/qemu-system-other) & cd /tmp; "+
-			strings.Replace(byHand, "qemu-system-x86_64", "/tmp/qemu-system-other", 1)+"-name renamed --uuid "+restingUUID)
+			strings.Replace(byHand, "qemu-system-x86_64", "/tmp/qemu-system-other", 1)+"-L /usr/share/qemu -L /usr/share/seabios -name renamed --uuid "+restingUUID)
 	})
 	resting := s.file(t, s.xml(lab.Domain{Name: "resting", UUID: restingUUID}))
 	// The definition is read before libvirt's folders are hidden.
 	seen := "/tmp/resting.xml"
 	must[string](t)(s.host.Exec(ctx, "cp", resting, seen))
 	t.Run("virt-qemu-run", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "guest=resting", private("exec virt-qemu-run -r /tmp/embedded "+seen))
+		s.ended(ctx, t, "uuid", "guest=resting", private("mkdir -p /tmp/embedded/etc; cp /etc/libvirt/qemu.conf /tmp/embedded/etc/; exec virt-qemu-run -r /tmp/embedded "+seen))
 	})
 	t.Run("second libvirtd", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "guest=resting", private("libvirtd & sleep 1; until virsh -q -c qemu:///system version; do sleep 0.1; done; virsh -q -c qemu:///system create "+seen+"; wait"))
+		s.ended(ctx, t, "uuid", "guest=resting", private("libvirtd --pid-file /run/libvirt/second.pid & until virsh -q -c qemu:///system version; do sleep 0.1; done; virsh -q -c qemu:///system create "+seen+"; wait"))
 	})
 	t.Run("session daemon", func(t *testing.T) {
 		s.ended(ctx, t, "uuid", "guest=resting", private("mkdir /run/libvirt/x; chmod 777 /run/libvirt/x /var/log/libvirt/qemu; export HOME=/run/libvirt/x XDG_RUNTIME_DIR=/run/libvirt/x; "+
@@ -291,22 +301,27 @@ func (s *stage) reconcile(ctx context.Context, t *testing.T) {
 
 // mark takes the hook away, which is a permit for libvirt, and starts in our own libvirt what ought not to start.
 func (s *stage) mark(ctx context.Context, t *testing.T) {
+	s.launch(ctx, t, "owner", "10000000-0000-4000-8000-00000000b003", proof.TrustLostReport, "/var/lib/libvirt/images/owned.raw")
+	s.do(ctx, t, s.engine, nil, "domain", "stop", "10000000-0000-4000-8000-00000000b003")
+	must[string](t)(s.host.Exec(ctx, "ln", "/var/lib/libvirt/images/owned.raw", "/var/lib/libvirt/images/hard.raw"))
 	must[string](t)(s.host.Exec(ctx, "mv", "/etc/libvirt/hooks/qemu", "/etc/libvirt/hooks/away"))
-	defer func() { must[string](t)(s.host.Exec(ctx, "mv", "/etc/libvirt/hooks/away", "/etc/libvirt/hooks/qemu")) }()
+	defer func() {
+		must[string](t)(s.host.Exec(ctx, "mv", "/etc/libvirt/hooks/away", "/etc/libvirt/hooks/qemu"))
+		if err := s.host.AwaitReady(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
 	create := func(d lab.Domain) string {
 		return "virsh -q -c qemu:///system create " + s.file(t, s.xml(d))
 	}
 	t.Run("mark stripped", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "guest=bare", create(lab.Domain{Name: "bare", UUID: restingUUID}))
+		s.ended(ctx, t, "uuid", "guest=resting", create(lab.Domain{Name: "resting", UUID: restingUUID}))
 	})
 	t.Run("UUID changed", func(t *testing.T) {
 		s.ended(ctx, t, "mark", "guest=marked", create(lab.Domain{Name: "marked", UUID: "10000000-0000-4000-8000-00000000b001",
 			MetadataText: `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`}))
 	})
 	t.Run("volume by another path", func(t *testing.T) {
-		s.launch(ctx, t, "owner", "10000000-0000-4000-8000-00000000b003", proof.TrustLostReport, "/var/lib/libvirt/images/owned.raw")
-		s.do(ctx, t, s.engine, nil, "domain", "stop", "10000000-0000-4000-8000-00000000b003")
-		must[string](t)(s.host.Exec(ctx, "ln", "/var/lib/libvirt/images/owned.raw", "/var/lib/libvirt/images/hard.raw"))
 		s.ended(ctx, t, "volume", "guest=thief", create(lab.Domain{Name: "thief", UUID: "10000000-0000-4000-8000-00000000b002",
 			Disks: []lab.Disk{{Source: "/var/lib/libvirt/images/hard.raw", Format: "raw"}}}))
 	})
