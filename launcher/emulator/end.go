@@ -48,7 +48,8 @@ func End(pid int, start uint64, action Action, judge func(*Process) error) error
 	if err != nil {
 		return fmt.Errorf("cannot hold process %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	held := os.NewFile(uintptr(fd), "pidfd")
+	defer held.Close()
 	p, err := At("/proc", pid)
 	switch {
 	case gone(err):
