@@ -82,9 +82,19 @@ func (s *session) judge(doc *differential.Node) (v verdict, err error) {
 		v.reason = class(refused)
 	}
 	_, refusal, err := s.define(text)
-	if errors.Is(err, errLost) && !v.ours {
-		v.lost = true
-		return v, s.restart()
+	if errors.Is(err, errLost) {
+		if err := s.restart(); err != nil {
+			return v, err
+		}
+		if !v.ours {
+			v.lost = true
+			return v, nil
+		}
+		// Over a document of ours it must not die. Once more, since it may have died of one before it.
+		if _, refusal, err = s.define(text); errors.Is(err, errLost) {
+			v.findings = append(v.findings, finding{"libvirtd dies", err.Error()})
+			return v, s.restart()
+		}
 	}
 	if err != nil {
 		return v, err
@@ -121,6 +131,9 @@ func (s *session) understood(doc *differential.Node, ours *domain.Config, v *ver
 	case refusal != "":
 		v.incomplete = plainly(refusal)
 		return nil
+	}
+	if len(ours.Sealed()) > 0 {
+		return nil // a definition of ours names the secret that a request may not name: returned looks at that
 	}
 	theirs, err := read(back, domain.Inactive, v)
 	if err != nil {
