@@ -108,9 +108,23 @@ func (h *Held) measure(ctx context.Context, progress func(done, total int64)) er
 	if st.mode == unix.S_IFREG {
 		h.Size = st.size
 	}
-	if h.Digest, err = hash(ctx, h.file, h.Size, progress); err != nil {
+	// Whoever wants to write waits for the lease, up to fs.lease-break-time: it is given up at once, not when a large image has been hashed.
+	held, yield := context.WithCancelCause(ctx)
+	defer yield(nil)
+	watched := func(done, total int64) {
+		if progress != nil {
+			progress(done, total)
+		}
+		if err := h.leaseHeld(); err != nil {
+			yield(err)
+		}
+	}
+	if h.Digest, err = hash(held, h.file, h.Size, watched); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("cannot measure %q: %w", h.Path, ctx.Err())
+		}
+		if held.Err() != nil {
+			return context.Cause(held)
 		}
 		if errors.Is(err, errLength) {
 			return changed(h.Path, proof.Fact{Name: "content", Want: fmt.Sprintf("%d bytes", h.Size), Got: err.Error()})
@@ -222,15 +236,8 @@ func (h *Held) fd() int { return int(h.file.Fd()) }
 // the file to QEMU's user). A disk that was only opened may be written, but must be the same file.
 // Error: *proof.Refusal with code image-changed, or image-not-measured when it could not be decided.
 func (h *Held) Recheck() error {
-	if h.leased {
-		// A lease that is being broken reads as F_UNLCK already, while the writer still waits.
-		kind, err := unix.FcntlInt(uintptr(h.fd()), unix.F_GETLEASE, 0)
-		if err != nil {
-			return notMeasured(h.Path, "its lease cannot be read: "+reason(err))
-		}
-		if kind != unix.F_RDLCK {
-			return changed(h.Path, proof.Fact{Name: "lease", Want: "held", Got: "broken by a writer"})
-		}
+	if err := h.leaseHeld(); err != nil {
+		return err
 	}
 	now, err := stateOf(h.fd())
 	if err != nil {
@@ -254,6 +261,22 @@ func (h *Held) Recheck() error {
 		return changed(h.Path, proof.Fact{Name: "path",
 			Want: fmt.Sprintf("device %d inode %d", h.state.dev, h.state.ino),
 			Got:  fmt.Sprintf("device %d inode %d", named.dev, named.ino)})
+	}
+	return nil
+}
+
+// leaseHeld returns a refusal once the lease, if there was one, is being broken.
+func (h *Held) leaseHeld() error {
+	if !h.leased {
+		return nil
+	}
+	// A lease that is being broken reads as F_UNLCK already, while the writer still waits.
+	kind, err := unix.FcntlInt(uintptr(h.fd()), unix.F_GETLEASE, 0)
+	if err != nil {
+		return notMeasured(h.Path, "its lease cannot be read: "+reason(err))
+	}
+	if kind != unix.F_RDLCK {
+		return changed(h.Path, proof.Fact{Name: "lease", Want: "held", Got: "broken by a writer"})
 	}
 	return nil
 }

@@ -97,6 +97,33 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
+// TestMeasureYields: whoever opens a large image for writing while it is hashed, as libvirt does for an instant, does not wait for the end.
+func TestMeasureYields(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const size = 4 << 30 // a hole
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	writer := exec.Command("sh", "-c", `exec 3<>"$1"`, "sh", path)
+	var reached int64
+	_, err := Measure(t.Context(), path, func(done, _ int64) {
+		if reached = done; done == 0 {
+			if err := writer.Start(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if !errors.Is(err, &proof.Refusal{Code: proof.ImageChanged}) || reached >= size {
+		t.Errorf("after %d of %d bytes: %v", reached, int64(size), err)
+	}
+	if err := writer.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestMeasureCancelled(t *testing.T) {
 	p := file(t, temp(t), "big", make([]byte, 8<<20))
 	ctx, cancel := context.WithCancel(context.Background())
