@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -63,6 +64,7 @@ var decideTable = []struct {
 }{
 	{"another action", proof.RequestInvalid, func(f *Facts) { f.Action, f.Statement.Action = "restore", "restore" }},
 	{"statement of another action", proof.RequestInvalid, func(f *Facts) { f.Statement.Action = "restore" }},
+	{"unknown mode", proof.RequestInvalid, func(f *Facts) { f.Mode, f.Statement.Mode = "other", "other" }},
 	{"statement of another mode", proof.RequestInvalid, func(f *Facts) { f.Statement.Mode = proof.ModeHook }},
 	{"statement of another UUID", proof.RequestInvalid, func(f *Facts) { f.Statement.UUID = "x" }},
 	{"statement of another name", proof.RequestInvalid, func(f *Facts) { f.Statement.Name = "x" }},
@@ -133,6 +135,15 @@ var decideTable = []struct {
 	{"kernel not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Kernel, f.Statement.Measurements.Kernel = nil, nil }},
 	{"command line not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.CommandLine, f.Statement.Measurements.CommandLine = nil, nil }},
 	{"initrd not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Initrd, f.Statement.Measurements.Initrd = nil, nil }},
+	{"layers below a writable disk not measured", proof.ImageNotMeasured, func(f *Facts) {
+		c := *f.Config
+		c.Disks = append(slices.Clone(c.Disks), domain.Disk{Type: "file", Device: "disk", Source: "/images/top.qcow2", Format: "qcow2", Target: "vdz", Bus: "virtio",
+			Backing: []domain.Backing{{Type: "file", Source: "/images/base", Format: "raw"}}})
+		top := proof.StatementDisk{Target: "vdz", Mode: proof.DiskInitial, Digest: &proof.Digest{1}}
+		f.Config, f.Statement.Configuration = &c, c.Digest()
+		f.Measured.Disks = append(slices.Clone(f.Measured.Disks), top)
+		f.Statement.Disks = f.Measured.Disks
+	}},
 	{"disk not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Disks[0].Digest = nil }},
 	{"statement of another kernel", proof.ImageChanged, func(f *Facts) { f.Statement.Measurements.Kernel = &proof.Digest{8} }},
 	{"statement of other disks", proof.ImageChanged, func(f *Facts) { f.Statement.Disks = nil }},
