@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -33,8 +34,12 @@ type race struct {
 func (s *stage) redefined(ctx context.Context, t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
+	pairs := count(400, 10_000)
+	if text := os.Getenv("TROTH_PAIRS"); text != "" {
+		pairs = must[int](t)(strconv.Atoi(text))
+	}
 	r := s.newRace(ctx, t, rand.New(rand.NewPCG(seed, 0)))
-	t.Run("unjudged", func(t *testing.T) { r.unarmed(ctx, t, count(400, 10_000)) })
+	t.Run("unjudged", func(t *testing.T) { r.unarmed(ctx, t, pairs) })
 	t.Run("armed", func(t *testing.T) { r.armed(ctx, t, count(8, 300)) })
 }
 
@@ -42,9 +47,12 @@ func (s *stage) redefined(ctx context.Context, t *testing.T) {
 func (r *race) unarmed(ctx context.Context, t *testing.T, pairs int) {
 	r.ends = map[string]int{}
 	begun := time.Now()
-	for range pairs {
+	for n := range pairs {
 		if r.pair(ctx, t, r.any(), r.any()) {
 			t.Fatal("a definition that nobody judged was started")
+		}
+		if (n+1)%1000 == 0 {
+			t.Logf("%d pairs in %v", n+1, time.Since(begun).Round(time.Second))
 		}
 	}
 	t.Logf("%d pairs in which nothing may start: %v in %v", pairs, r.ends, time.Since(begun).Round(time.Second))
