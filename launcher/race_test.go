@@ -26,10 +26,12 @@ type raced struct {
 	*world
 	random *rand.Rand
 	forms  [][]byte // the armed definition first
+	armed  proof.Digest
 
 	rmu   sync.Mutex
 	calls int            // of the launcher to its world, in this pair
 	moves map[int][]byte // what is defined at which call
+	wrong error          // what libvirt saw that may not be
 }
 
 // raceAll: whatever a start reads at whatever moment, what runs in the end is what was granted at prepare, proved as such; all else is refused or gone.
@@ -40,10 +42,12 @@ func raceAll(t *testing.T) {
 	}
 	t.Logf("seed %d", seed)
 	r := &raced{world: newWorld(t), random: rand.New(rand.NewPCG(seed, 0))}
-	if _, refusal := r.l.Arm(context.Background(), Request{ID: "arm", Token: r.token(), Domain: guestXML(t), Action: proof.ActionStart, Arm: true}, quiet{}); refusal != nil {
+	// The token leaves the configuration open, so that the host alone stands between.
+	token := r.token(func(t *proof.Token) { t.Pins.Configuration = nil })
+	if _, refusal := r.l.Arm(context.Background(), Request{ID: "arm", Token: token, Domain: guestXML(t), Action: proof.ActionStart, Arm: true}, quiet{}); refusal != nil {
 		t.Fatal(refusal)
 	}
-	r.forms = unjudged(t, r.inactive[guestUUID])
+	r.forms, r.armed = unjudged(t, r.inactive[guestUUID])
 	r.around = r.meanwhile
 	ends := map[string]int{}
 	for n := range pairs {
@@ -52,6 +56,9 @@ func raceAll(t *testing.T) {
 			t.Fatalf("pair %d of seed %d: %v", n, seed, err)
 		}
 		ends[end]++
+		if (n+1)%10_000 == 0 {
+			t.Logf("%d pairs: %v", n+1, ends)
+		}
 		r.entries = nil // 100,000 refusals are no business of this test
 	}
 	t.Logf("%d pairs: %v", pairs, ends)
@@ -63,22 +70,22 @@ func raceAll(t *testing.T) {
 }
 
 // unjudged is the armed definition and what nobody judged.
-func unjudged(t *testing.T, armed []byte) [][]byte {
+func unjudged(t *testing.T, armed []byte) (forms [][]byte, digest proof.Digest) {
 	t.Helper()
 	c, err := domain.Read(armed, domain.Inactive)
 	if err != nil {
 		t.Fatal(err)
 	}
-	forms := [][]byte{armed}
+	forms = [][]byte{armed}
 	for from, to := range map[string]string{c.Boot.CommandLine: "init=/evil", "/images/vmlinuz": "/images/evil", "/images/initrd": "/images/vmlinuz",
-		"urn:troth:launch:v1": "urn:other", "</devices>": "<sound/></devices>"} {
+		"urn:troth:launch:v1": "urn:other", "</devices>": "<sound/></devices>", "262144": "524288"} {
 		form := bytes.ReplaceAll(armed, []byte(from), []byte(to))
 		if bytes.Equal(form, armed) {
 			t.Fatalf("the armed definition has no %q", from)
 		}
 		forms = append(forms, form)
 	}
-	return forms
+	return forms, c.Digest()
 }
 
 // form is a definition: every tenth time the armed one.
@@ -133,6 +140,9 @@ func (r *raced) pair() (end string, err error) {
 	}
 	granted, refusal := r.begin(again)
 	r.l.Wait()
+	if r.wrong != nil {
+		return "", r.wrong
+	}
 	r.mu.Lock()
 	live, d := r.live[guestUUID], r.l.Book.Domain(guestUUID)
 	r.mu.Unlock()
@@ -172,7 +182,10 @@ func (r *raced) begin(again bool) (granted []byte, refusal *proof.Refusal) {
 		return xml
 	}
 	if refusal = r.l.Prepare(context.Background(), id, granted); refusal == nil {
-		refusal = r.l.Proceed(id, next())
+		at := next()
+		if refusal = r.l.Proceed(id, at); refusal == nil && !alike(at, granted) {
+			r.wrong = errors.New("'start' was permitted for another definition than 'prepare'")
+		}
 	}
 	if refusal != nil {
 		r.l.Ended(id)
@@ -190,6 +203,13 @@ func (r *raced) begin(again bool) (granted []byte, refusal *proof.Refusal) {
 		r.l.Ended(id)
 	}
 	return granted, refusal
+}
+
+// alike says that two definitions are of one configuration.
+func alike(a, b []byte) bool {
+	x, errX := definition(a)
+	y, errY := definition(b)
+	return errX == nil && errY == nil && x.Digest() == y.Digest()
 }
 
 // same: what runs is what was granted, and what its proof says.
@@ -210,8 +230,9 @@ func (r *raced) same(live, granted []byte, d *Domain) error {
 	if err != nil {
 		return err
 	}
-	if runs.Digest() != judged.Digest() || s.Configuration != judged.Digest() {
-		return fmt.Errorf("granted %v, runs %v, proved %v", judged.Digest(), runs.Digest(), s.Configuration)
+	want := r.armed
+	if judged.Digest() != want || runs.Digest() != want || s.Configuration != want {
+		return fmt.Errorf("armed %v, granted %v, runs %v, proved %v", want, judged.Digest(), runs.Digest(), s.Configuration)
 	}
 	return nil
 }

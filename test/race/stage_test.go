@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,15 @@ func count(few, full int) int {
 		return full
 	}
 	return few
+}
+
+// counted is a count that the environment may name.
+func counted(t *testing.T, name string, few, full int) int {
+	t.Helper()
+	if text := os.Getenv(name); text != "" {
+		return must[int](t)(strconv.Atoi(text))
+	}
+	return count(few, full)
 }
 
 func newStage(ctx context.Context, t *testing.T) *stage {

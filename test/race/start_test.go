@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -34,13 +33,9 @@ type race struct {
 func (s *stage) redefined(ctx context.Context, t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	pairs := count(400, 10_000)
-	if text := os.Getenv("TROTH_PAIRS"); text != "" {
-		pairs = must[int](t)(strconv.Atoi(text))
-	}
 	r := s.newRace(ctx, t, rand.New(rand.NewPCG(seed, 0)))
-	t.Run("unjudged", func(t *testing.T) { r.unarmed(ctx, t, pairs) })
-	t.Run("armed", func(t *testing.T) { r.armed(ctx, t, count(8, 300)) })
+	t.Run("unjudged", func(t *testing.T) { r.unarmed(ctx, t, counted(t, "TROTH_PAIRS", 400, 10_000)) })
+	t.Run("armed", func(t *testing.T) { r.armed(ctx, t, counted(t, "TROTH_STARTS", 8, 300)) })
 }
 
 // unarmed races pairs in which nothing may start.
@@ -74,6 +69,9 @@ func (r *race) armed(ctx context.Context, t *testing.T, starts int) {
 		if r.pair(ctx, t, forms...) {
 			started++
 			r.proved(ctx, t)
+			if started%50 == 0 {
+				t.Logf("%d started in %v", started, time.Since(begun).Round(time.Second))
+			}
 		}
 	}
 	t.Logf("%d pairs with the armed definition: %d started, each proved as armed; %v in %v", pairs, started, r.ends, time.Since(begun).Round(time.Second))
