@@ -61,11 +61,11 @@ func (s *stage) newHerd(ctx context.Context, t *testing.T, n int) *herd {
 	return h
 }
 
-// running is what libvirt says it runs, each with its process and when that was started.
+// running is what libvirt says it runs, each with its process and when that was started; not a rogue that was killed and that libvirt has not noticed yet.
 func (h *herd) running(ctx context.Context, t *testing.T) map[string]string {
 	t.Helper()
 	out := must[string](t)(h.s.host.Exec(ctx, "sh", "-c",
-		`for n in $(virsh -q -c qemu:///system list --name --state-running); do p=$(cat /run/libvirt/qemu/$n.pid); echo $n $p $(cut -d" " -f22 /proc/$p/stat); done`))
+		`for n in $(virsh -q -c qemu:///system list --name --state-running); do p=$(cat /run/libvirt/qemu/$n.pid) && [ -d /proc/$p ] && echo $n $p $(cut -d" " -f22 /proc/$p/stat); done; true`))
 	all := map[string]string{}
 	for line := range strings.Lines(out) {
 		name, process, _ := strings.Cut(strings.TrimSpace(line), " ")
