@@ -41,6 +41,7 @@ func (s *stage) reconnected(ctx context.Context, t *testing.T) {
 		h.unharmed(ctx, t)
 		t.Logf("kill %d, hostd %s: %d guests and their proofs are as before, every rogue is gone; %v in all", k+1, mode, len(h.honest), time.Since(begun).Round(time.Millisecond))
 	}
+	h.watched(ctx, t)
 	t.Logf("%d kills of libvirtd with %d guests: none lost, none broken; a rogue lived at most %v once the daemons were back", kills, len(h.honest), h.slowest.Round(time.Millisecond))
 }
 
@@ -125,6 +126,21 @@ func (h *herd) gone(ctx context.Context, t *testing.T, k int) {
 		return "a rogue runs: " + left
 	})
 	h.slowest = max(h.slowest, took)
+}
+
+// watched shows that hostd compares the guests still: it finds the one that was reached into, and nothing wrong with the others.
+func (h *herd) watched(ctx context.Context, t *testing.T) {
+	t.Helper()
+	last := h.honest[len(h.honest)-1]
+	must[string](t)(h.s.host.Virsh(ctx, "qemu-monitor-command", last.Name, "--hmp", "info version"))
+	within(t, goneIn, time.Now(), func() string {
+		if v := must[view](t)(h.s.show(ctx, last.UUID)); v.State != "broken" {
+			return "a guest was reached into, and is " + v.State
+		}
+		return ""
+	})
+	h.honest = h.honest[:len(h.honest)-1]
+	h.unharmed(ctx, t)
 }
 
 // unharmed demands that the guests are the very processes that they were, and that hostd has looked at each and holds it for proved.

@@ -28,7 +28,7 @@ type crowd struct {
 // stopped and with hostd killed. The four are interleaved, so that what else the machine does meets all of them.
 func (s *stage) stalled(ctx context.Context, t *testing.T) {
 	c := s.newCrowd(ctx, t)
-	rounds := count(5, 41)
+	rounds := count(3, 41)
 	none := func(context.Context) error { return nil }
 	ways := []struct {
 		name        string
