@@ -28,7 +28,8 @@ type herd struct {
 
 // reconnected kills libvirtd below all guests, again and again, with hostd up, down and stopped, and lets rogues be started meanwhile.
 func (s *stage) reconnected(ctx context.Context, t *testing.T) {
-	h := s.newHerd(ctx, t, count(10, 50))
+	guests := count(10, 50)
+	h := s.newHerd(ctx, t, guests)
 	kills := count(3, 20)
 	for k := range kills {
 		mode := []string{"up", "down", "slow"}[k%3]
@@ -42,7 +43,7 @@ func (s *stage) reconnected(ctx context.Context, t *testing.T) {
 		t.Logf("kill %d, hostd %s: %d guests and their proofs are as before, every rogue is gone; %v in all", k+1, mode, len(h.honest), time.Since(begun).Round(time.Millisecond))
 	}
 	h.watched(ctx, t)
-	t.Logf("%d kills of libvirtd with %d guests: none lost, none broken; a rogue lived at most %v once the daemons were back", kills, len(h.honest), h.slowest.Round(time.Millisecond))
+	t.Logf("%d kills of libvirtd with %d guests: none lost, none broken; a rogue lived at most %v once the daemons were back", kills, guests, h.slowest.Round(time.Millisecond))
 }
 
 func (s *stage) newHerd(ctx context.Context, t *testing.T, n int) *herd {
