@@ -61,10 +61,12 @@ test-crash: build lab ## kill hostd and libvirtd for real at every step, and cra
 	$(GO) test -timeout 5m -count=1 ./hostd/journal ./hostd/audit
 	TROTH_KILLS=52 $(GO) test -timeout 5m -count=1 -v ./test/crash
 
-soak: build lab ## test-crash with 300 kills, and the demo killed 20 times (root)
+soak: build lab ## test-crash with 300 kills, the demo killed 20 times, races at their full counts (root)
 	$(GO) test -timeout 10m -count=1 -run 'TestAttack/R-POWER|TestCheckSees' ./launcher
 	TROTH_SOAK=1 $(GO) test -timeout 60m -count=1 -v ./test/crash
 	TROTH_SOAK=1 $(GO) test -timeout 30m -count=1 -v -run TestDemoKilled ./test/demo
+	TROTH_SOAK=1 $(GO) test -timeout 30m -count=1 -v -run TestAttack/L-TOCTOU-XML/race ./launcher
+	TROTH_SOAK=1 $(GO) test -timeout 60m -count=1 -v ./test/race
 
 bench: deps ## ratios measured within one run
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

@@ -81,7 +81,7 @@ func (r Registry) Encode() ([]byte, error) {
 	return b, nil
 }
 
-// sorted gives s in order and without repetitions. What was read from a file is so already, and hooks are in a hurry.
+// sorted gives s in order and without repetitions.
 func sorted[T comparable](s []T, compare func(x, y T) int) []T {
 	rises := true
 	for i := 1; i < len(s) && rises; i++ {
@@ -100,66 +100,6 @@ func compareVolumes(x, y Volume) int {
 		return c
 	}
 	return slices.Compare([]uint64{x.Dev, x.Ino}, []uint64{y.Dev, y.Ino})
-}
-
-// ParseRegistry reads what Encode wrote and nothing else; every error is ErrDamaged.
-func ParseRegistry(b []byte) (Registry, error) {
-	var r Registry
-	damaged := func(line int, what string) (Registry, error) {
-		return Registry{}, fmt.Errorf("%w: line %d: %s", ErrDamaged, line, what)
-	}
-	if len(b) > MaxRegistry {
-		return damaged(1, "file is too large")
-	}
-	const tail = len("sha256 ") + 2*sha256.Size + 1
-	if len(b) < len(registryHeader)+tail || string(b[:len(registryHeader)]) != registryHeader {
-		return damaged(1, "no header or no checksum")
-	}
-	body := b[:len(b)-tail]
-	sum := sha256.Sum256(body)
-	if string(b[len(b)-tail:]) != "sha256 "+hex.EncodeToString(sum[:])+"\n" {
-		return damaged(bytes.Count(b, []byte("\n")), "wrong checksum")
-	}
-	n := 1
-	for line := range strings.Lines(string(body[len(registryHeader):])) {
-		n++
-		word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-		switch word {
-		case "all":
-			r.All = true
-		case "uuid":
-			u, err := hex.DecodeString(rest)
-			if err != nil || len(u) != 16 {
-				return damaged(n, "not a UUID")
-			}
-			r.UUIDs = append(r.UUIDs, [16]byte(u))
-		case "volume":
-			v, err := parseVolume(rest)
-			if err != nil {
-				return damaged(n, err.Error())
-			}
-			r.Volumes = append(r.Volumes, v)
-		default:
-			return damaged(n, "unknown entry")
-		}
-	}
-	again, err := r.Encode()
-	if err != nil || !bytes.Equal(again, b) {
-		return damaged(n, "not in canonical form")
-	}
-	return r, nil
-}
-
-func parseVolume(s string) (Volume, error) {
-	first, rest, _ := strings.Cut(s, " ")
-	second, quoted, _ := strings.Cut(rest, " ")
-	dev, err1 := strconv.ParseUint(first, 10, 64)
-	ino, err2 := strconv.ParseUint(second, 10, 64)
-	path, err3 := strconv.Unquote(quoted)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return Volume{}, errors.New("volume that cannot be read")
-	}
-	return Volume{Path: path, Dev: dev, Ino: ino}, nil
 }
 
 // ReadRegistry reads a published registry. fs.ErrNotExist: there is none. Everything else that goes wrong is

@@ -2,6 +2,7 @@ package ask_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -125,6 +126,42 @@ func FuzzRegistry(f *testing.F) {
 			return
 		}
 		if !bytes.Equal(encode(t, r), b) {
+			t.Errorf("%q is a second encoding", b)
+		}
+	})
+}
+
+// summed puts a body between the header and its right checksum.
+func summed(body string) []byte {
+	text := "troth registry 1\n" + body
+	return fmt.Appendf(nil, "%ssha256 %x\n", text, sha256.Sum256([]byte(text)))
+}
+
+const lineOne, lineTwo = "uuid 01000000000000000000000000000000\n", "uuid 02000000000000000000000000000000\n"
+
+// TestRegistryOneText: what says the same in another way is no registry, also with the right checksum.
+func TestRegistryOneText(t *testing.T) {
+	for _, good := range []string{"", "all\n", lineOne + lineTwo, "all\n" + lineOne + "volume 0 0 \"/a\"\nvolume 1 20 \"/b\\n\\u00fc\"\n"} {
+		if _, err := ask.ParseRegistry(summed(good)); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"all", "all\nall\n", "all \n", "\n", lineTwo + lineOne, lineOne + lineOne, lineOne + "all\n", "uuid 0100\n", "other 1\n",
+		"uuid 0A000000000000000000000000000000\n", "volume 0 0 \"/a\"\n" + lineOne, "volume 0 0 \"/a\"\nvolume 0 0 \"/a\"\n", "volume 0 0 \"/b\"\nvolume 0 0 \"/a\"\n",
+		"volume 00 0 \"/a\"\n", "volume +1 0 \"/a\"\n", "volume  0 \"/a\"\n", "volume 0 0 /a\n", "volume 0 0 `/a`\n", "volume 0 0 \"/\\x61\"\n", "volume 0 0 \"/ü\"\n",
+		"volume 0 0 \"/a/\"\n", "volume 0 0 \"a\"\n", "volume 0 0 \"/a\" \n", "volume 0 0 '/a'\n", "volume 0 99999999999999999999 \"/a\"\n", "volume 0 0 \"\n"} {
+		if r, err := ask.ParseRegistry(summed(bad)); !errors.Is(err, ask.ErrDamaged) {
+			t.Errorf("%q: %+v, %v", bad, r, err)
+		}
+	}
+}
+
+// FuzzRegistryBody: nothing between header and right checksum has two encodings.
+func FuzzRegistryBody(f *testing.F) {
+	f.Add("all\n" + lineOne + lineTwo + "volume 0 0 \"/a\"\nvolume 1 20 \"/b\\n\\u00fc\"\n")
+	f.Fuzz(func(t *testing.T, body string) {
+		b := summed(body)
+		if r, err := ask.ParseRegistry(b); err == nil && !bytes.Equal(encode(t, r), b) {
 			t.Errorf("%q is a second encoding", b)
 		}
 	})
