@@ -40,7 +40,9 @@ type HookSocket struct {
 type Starts interface {
 	Prepare(ctx context.Context, id domain.UUID, xml []byte) *proof.Refusal
 	Proceed(id domain.UUID, xml []byte) *proof.Refusal
-	Started(id domain.UUID) *proof.Refusal
+	Started(ctx context.Context, id domain.UUID) *proof.Refusal
+	// Elsewhere refuses a domain whose memory is to come from a save image or from another host, and keeps the reason.
+	Elsewhere(id domain.UUID, op string) *proof.Refusal
 	Ended(id domain.UUID)
 }
 
@@ -146,7 +148,11 @@ func (h *HookSocket) judge(ctx context.Context, q ask.Question, xml []byte) ask.
 		if h.Starts != nil && q.SubOp == ask.SubBegin {
 			return h.other(ctx, q, xml)
 		}
-	case ask.OpMigrate, ask.OpRestore, ask.OpUnknown:
+	case ask.OpMigrate, ask.OpRestore:
+		if h.Starts != nil && q.SubOp == ask.SubBegin {
+			return h.other(ctx, q, xml)
+		}
+	case ask.OpUnknown:
 	}
 	return ask.Deny(ask.GrantMissing)
 }
@@ -160,8 +166,10 @@ func (h *HookSocket) other(ctx context.Context, q ask.Question, xml []byte) ask.
 		refusal = h.Starts.Prepare(ctx, id, xml)
 	case ask.OpStart:
 		refusal = h.Starts.Proceed(id, xml)
+	case ask.OpMigrate, ask.OpRestore:
+		refusal = h.Starts.Elsewhere(id, q.Op.String())
 	default:
-		refusal = h.Starts.Started(id)
+		refusal = h.Starts.Started(ctx, id)
 	}
 	if refusal == nil {
 		return ask.Allow()

@@ -10,6 +10,7 @@ import (
 
 	"troth/hooks/ask"
 	"troth/launcher/domain"
+	"troth/proof"
 )
 
 func socket(t *testing.T) *HookSocket {
@@ -110,5 +111,45 @@ func TestHookReady(t *testing.T) {
 	}
 	if h.Ready() == nil {
 		t.Error("ready after the end")
+	}
+}
+
+// starts notes what it is asked and permits whatever comes as a start.
+type starts struct{ asked []string }
+
+func (s *starts) Prepare(context.Context, domain.UUID, []byte) *proof.Refusal {
+	return s.note("prepare")
+}
+func (s *starts) Proceed(domain.UUID, []byte) *proof.Refusal          { return s.note("start") }
+func (s *starts) Started(context.Context, domain.UUID) *proof.Refusal { return s.note("started") }
+func (s *starts) Ended(domain.UUID)                                   { s.note("ended") }
+
+func (s *starts) Elsewhere(_ domain.UUID, op string) *proof.Refusal {
+	s.note("elsewhere " + op)
+	return proof.Refuse(proof.GrantMissing, "from elsewhere")
+}
+
+func (s *starts) note(what string) *proof.Refusal {
+	s.asked = append(s.asked, what)
+	return nil
+}
+
+// TestElsewhere: restore and migrate are no starts, whatever they carry; what ends them says why.
+func TestElsewhere(t *testing.T) {
+	for _, id := range [][32]byte{{}, {7}} {
+		for op, want := range map[ask.Op]string{ask.OpRestore: "elsewhere restore", ask.OpMigrate: "elsewhere migrate"} {
+			h, s := socket(t), &starts{}
+			h.Starts = s
+			a := h.judge(t.Context(), question(op, domain.UUID{1}, id), nil)
+			if a.Allow || a.Code != ask.GrantMissing || len(s.asked) != 1 || s.asked[0] != want {
+				t.Errorf("%v with id %v: %+v, asked %q", op, id != [32]byte{}, a, s.asked)
+			}
+			s.asked = nil
+			q := question(op, domain.UUID{1}, id)
+			q.SubOp = ask.SubEnd
+			if a := h.judge(t.Context(), q, nil); a.Allow || len(s.asked) != 0 {
+				t.Errorf("%v end: %+v, asked %q", op, a, s.asked)
+			}
+		}
 	}
 }

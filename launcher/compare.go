@@ -65,6 +65,9 @@ func compareProcess(p *Process, h *held, c *domain.Config, user *uint32) error {
 	if user != nil && p.UID != *user {
 		return differ("uid", *user, p.UID)
 	}
+	if refusal := compareLoads(p); refusal != nil {
+		return refusal
+	}
 	known := map[string]bool{c.Boot.NVRAM: true}
 	for _, i := range h.images {
 		known[i.path] = true
@@ -97,6 +100,16 @@ func compareProcess(p *Process, h *held, c *domain.Config, user *uint32) error {
 		return differ("open file", "only measured images", f.Path)
 	}
 	return nil
+}
+
+// compareLoads says whether the guest booted what was measured. One whose memory came from a save image, a snapshot or another host is a guest that
+// nobody judged, whatever its definition says: a snapshot is reverted to by the hooks of a start, and a start is all that the hook sees of it.
+func compareLoads(p *Process) *proof.Refusal {
+	if p.Loads == "" {
+		return nil
+	}
+	return proof.Refuse(proof.GrantMissing, "the guest does not boot: QEMU takes its memory from elsewhere, and nobody has judged that",
+		proof.Fact{Name: "pid", Value: fmt.Sprint(p.PID)}, proof.Fact{Name: "option", Want: "none", Got: p.Loads})
 }
 
 // has says that the open file is one of the images. The node of a block device may be another one inside QEMU's namespace.

@@ -107,6 +107,7 @@ type Process struct {
 	Exe   string
 	Open  []File // regular files and block devices behind its descriptors
 	Named []File // files that its arguments name
+	Loads string // the option that has it take the guest's memory from elsewhere, "-incoming" or "-loadvm"; empty: the guest booted
 }
 
 // File is a file that QEMU has open or was told to read.

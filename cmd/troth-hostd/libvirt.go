@@ -188,7 +188,7 @@ func (l *libvirtd) Pause(ctx context.Context, id domain.UUID) error {
 }
 
 func process(p *virt.Process) *launcher.Process {
-	out := &launcher.Process{PID: p.PID, Start: p.Start, UID: p.UID, Exe: p.Exe}
+	out := &launcher.Process{PID: p.PID, Start: p.Start, UID: p.UID, Exe: p.Exe, Loads: p.Loads()}
 	for _, f := range p.Open {
 		out.Open = append(out.Open, file(f))
 	}
