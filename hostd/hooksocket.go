@@ -51,6 +51,7 @@ type expected struct {
 	socket *HookSocket
 	uuid   domain.UUID
 	id     [32]byte
+	first  ask.Op // what libvirt asks about before anything else
 	seen   map[ask.Op]bool
 }
 
@@ -86,8 +87,11 @@ func (h *HookSocket) LastAsked() time.Time {
 }
 
 // Expect implements launcher.Hook.
-func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte) launcher.Expected {
-	e := &expected{socket: h, uuid: uuid, id: launchID, seen: map[ask.Op]bool{}}
+func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte, restore bool) launcher.Expected {
+	e := &expected{socket: h, uuid: uuid, id: launchID, first: ask.OpPrepare, seen: map[ask.Op]bool{}}
+	if restore {
+		e.first = ask.OpRestore
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.expected == nil {
@@ -101,7 +105,7 @@ func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte) launcher.Expect
 func (e *expected) Called() bool {
 	e.socket.mu.Lock()
 	defer e.socket.mu.Unlock()
-	return e.seen[ask.OpPrepare] && e.seen[ask.OpStart] && e.seen[ask.OpStarted]
+	return e.seen[e.first] && e.seen[ask.OpPrepare] && e.seen[ask.OpStart] && e.seen[ask.OpStarted]
 }
 
 // Done implements launcher.Expected.
@@ -149,6 +153,9 @@ func (h *HookSocket) judge(ctx context.Context, q ask.Question, xml []byte) ask.
 			return h.other(ctx, q, xml)
 		}
 	case ask.OpMigrate, ask.OpRestore:
+		if q.Op == ask.OpRestore && h.restoring(q) {
+			return h.own(q)
+		}
 		if h.Starts != nil && q.SubOp == ask.SubBegin {
 			return h.other(ctx, q, xml)
 		}
@@ -178,6 +185,14 @@ func (h *HookSocket) other(ctx context.Context, q ask.Question, xml []byte) ask.
 	return ask.Deny(ask.CodeOf(string(refusal.Code)))
 }
 
+// restoring says that a restore of our own was announced under the question's launch id.
+func (h *HookSocket) restoring(q ask.Question) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := h.expected[q.LaunchID]
+	return e != nil && e.first == ask.OpRestore
+}
+
 // own decides a question that carries a launch id.
 func (h *HookSocket) own(q ask.Question) ask.Answer {
 	h.mu.Lock()
@@ -186,7 +201,7 @@ func (h *HookSocket) own(q ask.Question) ask.Answer {
 	if e == nil || e.uuid != domain.UUID(q.UUID) || q.SubOp != ask.SubBegin || e.seen[q.Op] {
 		return ask.Deny(ask.GrantMissing)
 	}
-	if q.Op != ask.OpPrepare && !e.seen[ask.OpPrepare] {
+	if q.Op != e.first && !e.seen[e.first] || q.Op != e.first && q.Op != ask.OpPrepare && !e.seen[ask.OpPrepare] {
 		return ask.Deny(ask.GrantMissing) // another order than libvirt's is not libvirt's start
 	}
 	e.seen[q.Op] = true

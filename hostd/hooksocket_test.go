@@ -29,7 +29,7 @@ func question(op ask.Op, uuid domain.UUID, id [32]byte) ask.Question {
 func TestOwnStart(t *testing.T) {
 	h := socket(t)
 	uuid, id := domain.UUID{1}, [32]byte{2}
-	e := h.Expect(uuid, id)
+	e := h.Expect(uuid, id, false)
 	if e.Called() {
 		t.Error("called before anything")
 	}

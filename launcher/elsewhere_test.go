@@ -65,7 +65,12 @@ func TestElsewhere(t *testing.T) {
 	if err := s.world.startOther(guestUUID); err != nil {
 		t.Fatal(err)
 	}
-	if l.Elsewhere(mustUUID(guestUUID), "restore"); l.Book.Domain(guestUUID).State != StateProved {
-		t.Error("a guest that runs was touched")
+	if d := l.Book.Domain(guestUUID); d.State != StateProved {
+		t.Fatalf("the honest start: %s, %v", d.State, d.Refusal)
+	}
+	l.Elsewhere(mustUUID(guestUUID), "restore")
+	l.Wait()
+	if d := l.Book.Domain(guestUUID); d.State != StateProved || d.Refusal != nil {
+		t.Errorf("a guest that runs was touched: %s, %v", d.State, d.Refusal)
 	}
 }

@@ -270,7 +270,7 @@ func (l *Launcher) Started(ctx context.Context, id domain.UUID) *proof.Refusal {
 	if err != nil {
 		refusal = Refusal(StepCompare, err)
 	} else {
-		refusal = compareLoads(process)
+		refusal = compareLoads(process, false)
 	}
 	if refusal != nil {
 		l.refuse(p, refusal)
@@ -330,7 +330,7 @@ func (p *pending) await() {
 	select {
 	case <-p.started:
 	case <-p.ended:
-		if refusal = p.why; refusal == nil {
+		if refusal = p.why; refusal == nil && !a.came(p) {
 			refusal = proof.Refuse(proof.Internal, "libvirt gave up the start of the domain", proof.Fact{Name: "step", Value: StepCreate})
 		}
 	case <-late.C:
@@ -345,6 +345,13 @@ func (p *pending) await() {
 		a.Log.Warn("ending a start by another client", "launch", a.req.ID, "uuid", a.config.UUID.String(), "code", string(refusal.Code), "sentence", refusal.Sentence)
 		a.undo(ctx, refusal)
 	}
+}
+
+// came says that QEMU did run: if both are heard at once, what is true now counts.
+func (a *attempt) came(p *pending) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return p.running
 }
 
 // leave forgets what the start held.

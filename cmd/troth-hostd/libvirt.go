@@ -126,6 +126,22 @@ func (l *libvirtd) CreatePaused(ctx context.Context, xml []byte) error {
 	return c.CreatePaused(ctx, xml)
 }
 
+func (l *libvirtd) Save(ctx context.Context, id domain.UUID, path string) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Save(ctx, id.String(), path)
+}
+
+func (l *libvirtd) RestorePaused(ctx context.Context, path string, xml []byte) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return c.RestorePaused(ctx, path, xml)
+}
+
 func (l *libvirtd) Resume(ctx context.Context, id domain.UUID) error {
 	c, err := l.connect(ctx)
 	if err != nil {
