@@ -153,3 +153,47 @@ func TestElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestOwnRestore: a restore of our own is asked about at restore first, once, and by its launch id alone.
+func TestOwnRestore(t *testing.T) {
+	h, s := socket(t), &starts{}
+	h.Starts = s
+	uuid, id := domain.UUID{1}, [32]byte{2}
+	plain := h.Expect(uuid, [32]byte{5}, false)
+	defer plain.Done()
+	e := h.Expect(uuid, id, true)
+	for _, step := range []struct {
+		name  string
+		q     ask.Question
+		allow bool
+	}{
+		{"prepare before restore", question(ask.OpPrepare, uuid, id), false},
+		{"start before restore", question(ask.OpStart, uuid, id), false},
+		{"another UUID", question(ask.OpRestore, domain.UUID{9}, id), false},
+		{"another id", question(ask.OpRestore, uuid, [32]byte{3}), false},
+		{"no id", question(ask.OpRestore, uuid, [32]byte{}), false},
+		{"the id of a start", question(ask.OpRestore, uuid, [32]byte{5}), false},
+		{"migrate", question(ask.OpMigrate, uuid, id), false},
+		{"end", ask.Question{Op: ask.OpRestore, SubOp: ask.SubEnd, UUID: uuid, LaunchID: id}, false},
+		{"restore", question(ask.OpRestore, uuid, id), true},
+		{"restore again", question(ask.OpRestore, uuid, id), false},
+		{"start before prepare", question(ask.OpStart, uuid, id), false},
+		{"prepare", question(ask.OpPrepare, uuid, id), true},
+		{"start", question(ask.OpStart, uuid, id), true},
+		{"started", question(ask.OpStarted, uuid, id), true},
+	} {
+		if e.Called() {
+			t.Errorf("called before %s", step.name)
+		}
+		if a := h.judge(t.Context(), step.q, nil); a.Allow != step.allow || !a.Allow && a.Code != ask.GrantMissing {
+			t.Errorf("%s: %+v", step.name, a)
+		}
+	}
+	if !e.Called() {
+		t.Error("not called")
+	}
+	e.Done()
+	if h.judge(t.Context(), question(ask.OpRestore, uuid, id), nil).Allow {
+		t.Error("a launch id was good after its restore")
+	}
+}
