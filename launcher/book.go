@@ -334,6 +334,14 @@ func (b *Book) chain(token proof.Digest) *chain {
 }
 
 func (b *Book) moved(e ChainEvent) {
+	if e.Event == EventClosed {
+		// A saved guest whose link is closed is given up: nothing goes on from its image, also if we crash before that is noted by itself.
+		for _, d := range b.domains {
+			if d.State == StateSaved && *d.Link == e.Link {
+				d.State, d.Saved = StateStopped, nil
+			}
+		}
+	}
 	if e.Event == EventOpen {
 		link := e.Link
 		*b.chain(e.Token) = chain{head: &link}

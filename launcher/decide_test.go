@@ -81,6 +81,7 @@ var decideTable = []struct {
 	do   func(f *Facts)
 }{
 	{"another action", proof.RequestInvalid, func(f *Facts) { f.Action, f.Statement.Action = "recover", "recover" }},
+	{"another mode", proof.RequestInvalid, func(f *Facts) { f.Mode, f.Statement.Mode = "other", "other" }},
 	{"restore by another client", proof.RequestInvalid, func(f *Facts) {
 		restored(f)
 		f.Mode, f.Statement.Mode = proof.ModeHook, proof.ModeHook
