@@ -84,6 +84,9 @@ func (d *Daemon) start(ctx context.Context, id domain.UUID, known *launcher.Doma
 	if known.State == launcher.StateProved || known.State == launcher.StateLaunching {
 		return false, nil // the end of its guest is not noted yet
 	}
+	if known.State == launcher.StateSaved {
+		return true, nil // to restore it is somebody's decision
+	}
 	launch, refusal := d.Launches.Submit(launcher.Request{ID: "autostart-" + rand.Text(), Token: known.TokenText, Domain: known.Request, Action: proof.ActionStart})
 	if refusal != nil {
 		return false, refusal

@@ -119,9 +119,13 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Attester.Start()
 	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log}
 	d.live()
+	saves, err := openSaves(d.Config.StateDir)
+	if err != nil {
+		return err
+	}
 	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
 	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: published{d.Virt, d.Registry}, Images: d.Images, Hook: d.Hook,
-		Secrets: d.Room, Keys: d.Virt, Book: book, Clock: d.Clock, Log: d.Log}
+		Secrets: d.Room, Keys: d.Virt, Saves: saves, Book: book, Clock: d.Clock, Log: d.Log}
 	if uid >= 0 {
 		u := uint32(uid)
 		d.Launcher.QEMU = &u

@@ -40,7 +40,9 @@ type HookSocket struct {
 type Starts interface {
 	Prepare(ctx context.Context, id domain.UUID, xml []byte) *proof.Refusal
 	Proceed(id domain.UUID, xml []byte) *proof.Refusal
-	Started(id domain.UUID) *proof.Refusal
+	Started(ctx context.Context, id domain.UUID) *proof.Refusal
+	// Elsewhere refuses a domain whose memory is to come from a save image or from another host, and keeps the reason.
+	Elsewhere(id domain.UUID, op string) *proof.Refusal
 	Ended(id domain.UUID)
 }
 
@@ -49,6 +51,7 @@ type expected struct {
 	socket *HookSocket
 	uuid   domain.UUID
 	id     [32]byte
+	first  ask.Op // what libvirt asks about before anything else
 	seen   map[ask.Op]bool
 }
 
@@ -84,8 +87,11 @@ func (h *HookSocket) LastAsked() time.Time {
 }
 
 // Expect implements launcher.Hook.
-func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte) launcher.Expected {
-	e := &expected{socket: h, uuid: uuid, id: launchID, seen: map[ask.Op]bool{}}
+func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte, restore bool) launcher.Expected {
+	e := &expected{socket: h, uuid: uuid, id: launchID, first: ask.OpPrepare, seen: map[ask.Op]bool{}}
+	if restore {
+		e.first = ask.OpRestore
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.expected == nil {
@@ -99,7 +105,7 @@ func (h *HookSocket) Expect(uuid domain.UUID, launchID [32]byte) launcher.Expect
 func (e *expected) Called() bool {
 	e.socket.mu.Lock()
 	defer e.socket.mu.Unlock()
-	return e.seen[ask.OpPrepare] && e.seen[ask.OpStart] && e.seen[ask.OpStarted]
+	return e.seen[e.first] && e.seen[ask.OpPrepare] && e.seen[ask.OpStart] && e.seen[ask.OpStarted]
 }
 
 // Done implements launcher.Expected.
@@ -146,7 +152,14 @@ func (h *HookSocket) judge(ctx context.Context, q ask.Question, xml []byte) ask.
 		if h.Starts != nil && q.SubOp == ask.SubBegin {
 			return h.other(ctx, q, xml)
 		}
-	case ask.OpMigrate, ask.OpRestore, ask.OpUnknown:
+	case ask.OpMigrate, ask.OpRestore:
+		if q.Op == ask.OpRestore && h.restoring(q) {
+			return h.own(q)
+		}
+		if h.Starts != nil && q.SubOp == ask.SubBegin {
+			return h.other(ctx, q, xml)
+		}
+	case ask.OpUnknown:
 	}
 	return ask.Deny(ask.GrantMissing)
 }
@@ -160,14 +173,24 @@ func (h *HookSocket) other(ctx context.Context, q ask.Question, xml []byte) ask.
 		refusal = h.Starts.Prepare(ctx, id, xml)
 	case ask.OpStart:
 		refusal = h.Starts.Proceed(id, xml)
+	case ask.OpMigrate, ask.OpRestore:
+		refusal = h.Starts.Elsewhere(id, q.Op.String())
 	default:
-		refusal = h.Starts.Started(id)
+		refusal = h.Starts.Started(ctx, id)
 	}
 	if refusal == nil {
 		return ask.Allow()
 	}
 	h.Log.Warn("refused a start by another client", "uuid", id.String(), "op", q.Op.String(), "code", string(refusal.Code), "sentence", refusal.Sentence, "facts", fmt.Sprint(refusal.Facts))
 	return ask.Deny(ask.CodeOf(string(refusal.Code)))
+}
+
+// restoring says that a restore of our own was announced under the question's launch id.
+func (h *HookSocket) restoring(q ask.Question) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e := h.expected[q.LaunchID]
+	return e != nil && e.first == ask.OpRestore
 }
 
 // own decides a question that carries a launch id.
@@ -178,7 +201,7 @@ func (h *HookSocket) own(q ask.Question) ask.Answer {
 	if e == nil || e.uuid != domain.UUID(q.UUID) || q.SubOp != ask.SubBegin || e.seen[q.Op] {
 		return ask.Deny(ask.GrantMissing)
 	}
-	if q.Op != ask.OpPrepare && !e.seen[ask.OpPrepare] {
+	if q.Op != e.first && !e.seen[e.first] || q.Op != e.first && q.Op != ask.OpPrepare && !e.seen[ask.OpPrepare] {
 		return ask.Deny(ask.GrantMissing) // another order than libvirt's is not libvirt's start
 	}
 	e.seen[q.Op] = true

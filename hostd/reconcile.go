@@ -107,7 +107,7 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 			if err := d.Launcher.Watch(ctx, known.UUID); err != nil {
 				d.Log.Warn("cannot compare a guest with its grant, it will be tried again", "uuid", known.UUID, "error", err.Error())
 			}
-		case (known.State == launcher.StateRefused || known.State == launcher.StateStopped) && runs[known.UUID]:
+		case (known.State == launcher.StateRefused || known.State == launcher.StateStopped || known.State == launcher.StateSaved) && runs[known.UUID]:
 			if err := d.Launcher.Stray(ctx, known.UUID); err != nil {
 				d.Log.Warn("cannot end a guest of a refused launch", "uuid", known.UUID, "error", err.Error())
 			}

@@ -101,6 +101,9 @@ func (a *attempt) arm(ctx context.Context) (*Outcome, *proof.Refusal) {
 // measureFree measures the images of a domain that does not run and whose name nobody else has. first says that the token's chain has no link yet.
 func (a *attempt) measureFree(ctx context.Context) (first bool, refusal *proof.Refusal) {
 	l, c := a.Launcher, a.config
+	if d := l.Book.Domain(c.UUID.String()); d != nil && d.State == StateSaved && a.req.Action != proof.ActionRestore {
+		return false, proof.Refuse(proof.RequestInvalid, "the domain is saved: restore it, or stop it first, which gives up its memory", proof.Fact{Name: "uuid", Value: d.UUID})
+	}
 	if live, err := l.Virt.Live(ctx, c.UUID); err != nil {
 		return false, Refusal(StepMeasure, err)
 	} else if live != nil {
@@ -305,6 +308,12 @@ func (d *Domain) configuration() (*domain.Config, error) {
 
 // letGo closes what the attempt holds open.
 func (a *attempt) letGo() {
+	if a.saved != nil {
+		if err := a.saved.Close(); err != nil {
+			a.Log.Warn("cannot close a save image", "launch", a.req.ID, "error", err.Error())
+		}
+		a.saved = nil
+	}
 	if err := a.images.close(); err != nil {
 		a.Log.Warn("cannot close an image", "launch", a.req.ID, "error", err.Error())
 	}

@@ -17,6 +17,7 @@ const (
 	StateProved    = "proved"
 	StateBroken    = "broken" // it was proved, and is not what was proved any more, until it is stopped
 	StateStopped   = "stopped"
+	StateSaved     = "saved" // the guest's memory is in a file, from which it can go on
 	StateRefused   = "refused"
 )
 
@@ -45,6 +46,7 @@ type Domain struct {
 	Proof         []byte        // of the newest proved launch
 	Grant         *Grant        // of the newest proved launch: what was compared when it was proved
 	Report        []byte        // signed, when the newest proved launch was broken
+	Saved         *proof.Digest // of the save image; nil: there is none
 	Volumes       []Volume
 	Refusal       *proof.Refusal // of the newest launch that was refused, or why the guest is gone
 	History       []Entry        // newest last; without bulk
@@ -61,12 +63,16 @@ type Record struct {
 	Configuration       proof.Digest
 	Request             []byte
 	Attempt             uint32
+	Image               *proof.Digest // of the save image, of a restore
 	Previous            []byte
 	Proof               []byte
 	Grant               *Grant
 	Refusal             *proof.Refusal
 	At                  int64
 }
+
+// usedUp says that the guest of a restore may have run: its image is not gone on from a second time.
+func (r *Record) usedUp() bool { return r.Image != nil && r.Proof != nil }
 
 // Ended says that nothing is left to do for the launch.
 func (r *Record) Ended() bool { return r.Reached == WroteRunning || r.Reached == WroteRefused }
@@ -200,7 +206,7 @@ func (b *Book) apply(e *Entry) error {
 // ofDomain says that an entry tells of a domain whose launch ended long ago, and may be forgotten.
 func ofDomain(what string) bool {
 	switch what {
-	case WroteStopped, WroteBroken, WroteStray, WroteForgotten:
+	case WroteSaved, WroteStopped, WroteBroken, WroteStray, WroteForgotten:
 		return true
 	}
 	return false
@@ -210,6 +216,7 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 	switch e.What {
 	case WroteIntent:
 		r.Token, r.Link, r.Attempt, r.TokenText, r.Configuration, r.Request = *e.Token, *e.Link, e.Attempt, e.TokenText, *e.Configuration, e.Request
+		r.Image = e.Image
 		d.Name, d.State, d.Launch, d.Refusal = e.Name, StateLaunching, e.Launch, nil
 		b.chain(*e.Token).attempt = e.Attempt
 	case WroteGranted:
@@ -221,13 +228,16 @@ func (b *Book) applyLaunch(e *Entry, d *Domain, r *Record) {
 		link := r.Link
 		d.State, d.Proof, d.Link, d.Attempt, d.Grant, d.Report = StateProved, r.Proof, &link, r.Attempt, r.Grant, nil
 		d.TokenText, d.Token, d.Configuration, d.Request = r.TokenText, r.Token, r.Configuration, r.Request
+		d.Saved = nil // used up, or not what this guest goes on from
 		b.end(r)
 	case WroteFailed:
 		r.Refusal = e.Refusal
 	case WroteRefused:
 		b.refused(e, d, r)
+	case WroteSaved:
+		d.State, d.Refusal, d.Saved = StateSaved, nil, e.Image
 	case WroteStopped:
-		d.State, d.Refusal = StateStopped, e.Refusal
+		d.State, d.Refusal, d.Saved = StateStopped, e.Refusal, nil
 	case WroteBroken:
 		d.State, d.Refusal, d.Report = StateBroken, e.Refusal, e.Report
 	case WroteStray: // told in the history; it says nothing of what the book knows to run
@@ -284,6 +294,13 @@ func (b *Book) refused(e *Entry, d *Domain, r *Record) {
 		return
 	}
 	d.State, d.Launch = StateRefused, e.Launch
+	switch {
+	case d.Saved == nil:
+	case e.Used:
+		d.Saved = nil
+	default:
+		d.State = StateSaved // nothing of the image was used
+	}
 	if e.Name != "" {
 		d.Name = e.Name
 	}
@@ -317,6 +334,14 @@ func (b *Book) chain(token proof.Digest) *chain {
 }
 
 func (b *Book) moved(e ChainEvent) {
+	if e.Event == EventClosed {
+		// A saved guest whose link is closed is given up: nothing goes on from its image, also if we crash before that is noted by itself.
+		for _, d := range b.domains {
+			if d.State == StateSaved && *d.Link == e.Link {
+				d.State, d.Saved = StateStopped, nil
+			}
+		}
+	}
 	if e.Event == EventOpen {
 		link := e.Link
 		*b.chain(e.Token) = chain{head: &link}

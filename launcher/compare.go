@@ -54,7 +54,7 @@ func compareAdded(got *domain.Config, want domain.Additions) error {
 
 // compareProcess says whether the process has what was measured: the kernel, initrd and firmware that it was told to read are those files,
 // the disks that it holds open are those files, a read-only one not for writing, and it was told of no other image.
-func compareProcess(p *Process, h *held, c *domain.Config, user *uint32) error {
+func compareProcess(p *Process, h *held, c *domain.Config, user *uint32, restored bool) error {
 	differ := func(name string, want, got any) error {
 		return proof.Refuse(proof.ConfigurationChanged, "the QEMU process is not what was permitted",
 			proof.Fact{Name: "pid", Value: fmt.Sprint(p.PID)}, proof.Fact{Name: name, Want: fmt.Sprint(want), Got: fmt.Sprint(got)})
@@ -64,6 +64,9 @@ func compareProcess(p *Process, h *held, c *domain.Config, user *uint32) error {
 	}
 	if user != nil && p.UID != *user {
 		return differ("uid", *user, p.UID)
+	}
+	if refusal := compareLoads(p, restored); refusal != nil {
+		return refusal
 	}
 	known := map[string]bool{c.Boot.NVRAM: true}
 	for _, i := range h.images {
@@ -97,6 +100,20 @@ func compareProcess(p *Process, h *held, c *domain.Config, user *uint32) error {
 		return differ("open file", "only measured images", f.Path)
 	}
 	return nil
+}
+
+// compareLoads says whether the guest booted what was measured. One whose memory came from a save image, a snapshot or another host is a guest that
+// nobody judged, whatever its definition says: a snapshot is reverted to by the hooks of a start, and a start is all that the hook sees of it.
+// restored says that a save image was judged, which libvirt loads as an incoming migration.
+func compareLoads(p *Process, restored bool) *proof.Refusal {
+	if restored && p.Loads == "-incoming" || !restored && p.Loads == "" {
+		return nil
+	}
+	if restored {
+		return proof.Refuse(proof.ConfigurationChanged, "QEMU does not go on from the save image", proof.Fact{Name: "option", Want: "-incoming", Got: p.Loads})
+	}
+	return proof.Refuse(proof.GrantMissing, "the guest does not boot: QEMU takes its memory from elsewhere, and nobody has judged that",
+		proof.Fact{Name: "pid", Value: fmt.Sprint(p.PID)}, proof.Fact{Name: "option", Want: "none", Got: p.Loads})
 }
 
 // has says that the open file is one of the images. The node of a block device may be another one inside QEMU's namespace.

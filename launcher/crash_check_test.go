@@ -48,6 +48,11 @@ func (s *sim) Check() error {
 			bad("the nonce of token %v is in the journal", digest)
 		}
 	}
+	for memory, times := range w.wentOn {
+		if times > 1 {
+			bad("%d guests went on from %s", times, memory)
+		}
+	}
 	for uuid := range w.live {
 		if d := w.l.Book.Domain(uuid); d == nil || d.State != StateProved {
 			bad("guest %s is there and not proved", uuid)
@@ -105,6 +110,12 @@ func (s *sim) checkGuest(uuid string) error {
 			return errors.New("proved, and does not run")
 		}
 		return s.checkProof(d)
+	case StateSaved:
+		c := w.chains[d.Token]
+		if live != nil || d.Saved == nil || w.files[w.Path(uuid)] == nil || c.state != "saved" || c.image != *d.Saved || c.head == nil || *c.head != *d.Link {
+			return fmt.Errorf("saved as %v, runs: %v, its image is %q, its chain is %s at %v, image %v", d.Saved, live != nil, w.files[w.Path(uuid)], c.state, c.head, c.image)
+		}
+		return nil
 	case StateStopped, StateArmed:
 		if live != nil {
 			return fmt.Errorf("%s, and runs", d.State)
@@ -122,8 +133,11 @@ func (s *sim) checkGuest(uuid string) error {
 	default:
 		return fmt.Errorf("state %q", d.State)
 	}
+	if w.files[w.Path(uuid)] != nil {
+		return fmt.Errorf("%s, and its save image is left", d.State)
+	}
 	for _, c := range w.chains {
-		if d.Link != nil && c.link == *d.Link && (c.state == "open" || c.state == "reserved") {
+		if d.Link != nil && c.link == *d.Link && (c.state == "open" || c.state == "reserved" || c.state == "saved") {
 			return fmt.Errorf("%s, and its chain is %s", d.State, c.state)
 		}
 	}
@@ -156,6 +170,15 @@ func (s *sim) checkProof(d *Domain) error {
 func (s *sim) again() error {
 	ctx, l := context.Background(), s.world.l
 	for uuid := range s.xml {
+		if d := l.Book.Domain(uuid); d != nil && d.State == StateSaved {
+			s.world.process = nil
+			if _, refusal := s.restore(uuid); refusal != nil {
+				return fmt.Errorf("the next restore: %w (%v)", refusal, refusal.Facts)
+			}
+			if times := s.world.wentOn[s.world.loaded[uuid]]; times != 1 {
+				return fmt.Errorf("%d guests went on from the image", times)
+			}
+		}
 		if d := l.Book.Domain(uuid); d != nil && d.State == StateProved {
 			if refusal := l.Stop(ctx, uuid); refusal != nil {
 				return fmt.Errorf("the next stop: %w", refusal)

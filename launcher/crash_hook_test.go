@@ -39,6 +39,10 @@ func hookSequences() []*sequence {
 			armed(t, s)
 			s.world.process = func(p *Process) { p.Exe = "/tmp/evil" }
 		}, start},
+		{"start by another client, of loaded memory", func(t *testing.T, s *sim) {
+			armed(t, s)
+			s.world.process = func(p *Process) { p.Loads = "-incoming" }
+		}, start},
 		{"start by another client, given up", func(t *testing.T, s *sim) {
 			armed(t, s)
 			s.world.noStart = true
@@ -99,7 +103,7 @@ func (w *world) startOther(uuid string) error {
 	if err != nil {
 		return err
 	}
-	if refusal := w.l.Started(id); refusal != nil {
+	if refusal := w.l.Started(context.Background(), id); refusal != nil {
 		return refusal
 	}
 	return nil

@@ -72,7 +72,7 @@ func sequences() []*sequence {
 		{"recovery of a paused guest", cutShort("create#0", after), recovery},
 		{"recovery of a proved guest", cutShort("resume#0", before), recovery},
 		{"recovery of an undoing", cutShort("destroy#0", after), recovery},
-	}, hookSequences()...)
+	}, append(hookSequences(), saveSequences()...)...)
 }
 
 // unheard drops the answer of a step: a dead daemon's reached nobody, and what it left is what is looked at.

@@ -88,7 +88,7 @@ type sim struct {
 
 func newSim(t *testing.T) *sim {
 	s := &sim{world: newWorld(t), fs: tear.New(), dir: t.TempDir(), others: map[string]string{}, xml: map[string][]byte{}, before: map[string][]byte{}, nth: map[string]int{}}
-	s.token = s.world.token()
+	s.token = s.world.token(func(t *proof.Token) { t.Saves = proof.SavesAllow })
 	s.xml[guestUUID] = guestXML(t)
 	s.attach()
 	if err := s.start(); err != nil {
@@ -113,7 +113,7 @@ func (s *sim) attach() {
 func (s *sim) clone() *sim {
 	o := s.world
 	w := &world{t: o.t, count: map[string]int{}, inactive: maps.Clone(o.inactive), live: maps.Clone(o.live), paused: maps.Clone(o.paused), ran: maps.Clone(o.ran),
-		noHook: o.noHook, noStart: o.noStart, rewrite: o.rewrite, process: o.process, files: o.files, changed: maps.Clone(o.changed), secrets: maps.Clone(o.secrets),
+		noHook: o.noHook, noStart: o.noStart, rewrite: o.rewrite, process: o.process, files: maps.Clone(o.files), loaded: maps.Clone(o.loaded), wentOn: maps.Clone(o.wentOn), memory: o.memory, changed: maps.Clone(o.changed), secrets: maps.Clone(o.secrets),
 		expected: map[[32]byte]bool{}, asked: map[[32]byte]bool{}, signing: o.signing, keys: o.keys, tokenKey: o.tokenKey, profile: o.profile, seed: o.seed,
 		verdict: o.verdict, epoch: o.epoch, boot: o.boot, chains: map[proof.Digest]*fakeChain{}, receipt: o.receipt, tokens: o.tokens}
 	for k, c := range o.chains {
@@ -138,7 +138,7 @@ func (s *sim) mend() {
 	s.over = true
 }
 
-var ofLibvirt = []string{"inactive", "live", "named", "define", "undefine", "create", "resume", "destroy", "process"}
+var ofLibvirt = []string{"inactive", "live", "named", "define", "undefine", "create", "save", "restore", "resume", "destroy", "process"}
 
 // effect is one call to the world or the file system.
 func (s *sim) effect(name string, do, partly func() error) error {
@@ -181,7 +181,7 @@ func (s *sim) effect(name string, do, partly func() error) error {
 }
 
 // needs is what must be on the disk before an effect.
-var needs = map[string]string{"release": WroteIntent, "define": WroteGranted, "create": WroteGranted, "resume": WroteProved}
+var needs = map[string]string{"release": WroteIntent, "define": WroteGranted, "create": WroteGranted, "restore": WroteGranted, "resume": WroteProved}
 
 // watched makes an effect, and looks first whether the disk already has what must be there before it.
 func (s *sim) watched(name string, do func() error) error {
@@ -231,7 +231,7 @@ func (s *sim) start() error {
 	s.world.mu.Lock()
 	s.world.expected = map[[32]byte]bool{}
 	s.world.mu.Unlock()
-	s.world.l = &Launcher{Verifier: s.world, Epochs: s.world, Chip: s.world, Virt: s.world, Images: s.world, Hook: fakeHook{s.world}, Secrets: fakeSecrets{s.world},
+	s.world.l = &Launcher{Verifier: s.world, Epochs: s.world, Chip: s.world, Virt: s.world, Images: s.world, Hook: fakeHook{s.world}, Secrets: fakeSecrets{s.world}, Saves: s.world,
 		Book: book, Clock: fakeClock{s.world}, Log: slog.New(slog.DiscardHandler), Cleanup: 5 * time.Second}
 	s.world.l.Start()
 	return nil
@@ -250,6 +250,7 @@ func (s *sim) crash(p point) {
 	s.fs.PowerLoss(p.loss, rand.New(rand.NewPCG(p.seed, 0)))
 	clear(w.live)
 	clear(w.paused)
+	clear(w.loaded)
 	clear(w.secrets)
 }
 
@@ -264,7 +265,7 @@ func (s *sim) look() error {
 		case err != nil:
 		case d.State == StateProved && live == nil:
 			errs = append(errs, l.Gone(ctx, d.UUID, proof.Refuse(proof.NotRegistered, "the guest is gone")))
-		case (d.State == StateRefused || d.State == StateStopped) && live != nil:
+		case (d.State == StateRefused || d.State == StateStopped || d.State == StateSaved) && live != nil:
 			errs = append(errs, l.Stray(ctx, d.UUID))
 		}
 	}

@@ -32,9 +32,11 @@ var checks = []check{
 	linkOurs,           // token-used
 	guestPinned,        // token-constraint
 	keysReleased,       // token-constraint
+	savesAllowed,       // token-constraint
 	configurationSame,  // configuration-changed
 	everythingMeasured, // image-not-measured
 	imagesSame,         // image-changed
+	savedSame,          // image-changed
 	hookLive,           // hook-not-live
 }
 
@@ -60,8 +62,11 @@ func judged(f *Facts) *proof.Refusal {
 
 // asked: only what was asked for is launched, under the identity of the configuration that was read.
 func asked(f *Facts) *proof.Refusal {
-	if f.Action != proof.ActionStart {
-		return proof.Refuse(proof.RequestInvalid, "this action is not known", proof.Fact{Name: "action", Want: proof.ActionStart, Got: f.Action})
+	if f.Action != proof.ActionStart && f.Action != proof.ActionRestore {
+		return proof.Refuse(proof.RequestInvalid, "this action is not known", proof.Fact{Name: "action", Want: proof.ActionStart + " or " + proof.ActionRestore, Got: f.Action})
+	}
+	if f.Action == proof.ActionRestore && f.Mode != proof.ModePaused {
+		return proof.Refuse(proof.RequestInvalid, "hostd alone restores", proof.Fact{Name: "mode", Want: proof.ModePaused, Got: f.Mode})
 	}
 	if f.Mode != proof.ModePaused && f.Mode != proof.ModeHook {
 		return proof.Refuse(proof.RequestInvalid, "this way to run a domain is not known", proof.Fact{Name: "mode", Want: proof.ModePaused + " or " + proof.ModeHook, Got: f.Mode})
@@ -401,6 +406,35 @@ func imagesSame(f *Facts) *proof.Refusal {
 	}
 	if want, got := disks(m.Disks), disks(f.Statement.Disks); want != got {
 		return proof.Refuse(proof.ImageChanged, "the statement says other disks than were measured", proof.Fact{Name: "disks", Want: want, Got: got})
+	}
+	return nil
+}
+
+// savedSame: a restore goes on from the image that was saved, and the statement says so; nothing else has one.
+func savedSame(f *Facts) *proof.Refusal {
+	want := "none"
+	if f.Action == proof.ActionRestore {
+		if f.Saved == nil {
+			return proof.Refuse(proof.ImageChanged, "the save image was not measured")
+		}
+		if f.Saved.Kept != f.Saved.Found {
+			return differ(proof.ImageChanged, "the save image is not what was saved", "saved image", f.Saved.Kept, f.Saved.Found)
+		}
+		want = f.Saved.Found.String()
+	}
+	if f.Statement == nil {
+		return nil
+	}
+	if got := text(f.Statement.SavedImage); got != want {
+		return proof.Refuse(proof.ImageChanged, "the statement says another save image", proof.Fact{Name: "saved image", Want: want, Got: got})
+	}
+	return nil
+}
+
+// savesAllowed: the tenant wants the guest to be saved. The verifier judges it too.
+func savesAllowed(f *Facts) *proof.Refusal {
+	if f.Action == proof.ActionRestore && f.Receipt != nil && f.Receipt.Policy.Saves != proof.SavesAllow {
+		return proof.Refuse(proof.TokenConstraint, "the token does not allow the guest to be saved", proof.Fact{Name: "saves", Want: proof.SavesAllow, Got: "no"})
 	}
 	return nil
 }

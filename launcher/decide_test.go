@@ -56,13 +56,44 @@ func TestDecidePermits(t *testing.T) {
 	}
 }
 
+// restored makes the facts those of a restore.
+func restored(f *Facts) {
+	f.Action, f.Statement.Action = proof.ActionRestore, proof.ActionRestore
+	f.Saved = &SavedImage{Kept: proof.Digest{7}, Found: proof.Digest{7}}
+	f.Statement.SavedImage = &proof.Digest{7}
+	f.Receipt.Policy.Saves = proof.SavesAllow
+}
+
+func TestDecidePermitsRestore(t *testing.T) {
+	f := goodFacts(t)
+	restored(&f)
+	if _, refusal := Decide(f); refusal != nil {
+		t.Fatal(refusal)
+	}
+	if r := Rehearse(f); r != nil {
+		t.Error(r)
+	}
+}
+
 // decideTable: one thing is wrong, and the code that must lead. Every check has a row that no other check would refuse.
 var decideTable = []struct {
 	name string
 	code proof.Code
 	do   func(f *Facts)
 }{
-	{"another action", proof.RequestInvalid, func(f *Facts) { f.Action, f.Statement.Action = "restore", "restore" }},
+	{"another action", proof.RequestInvalid, func(f *Facts) { f.Action, f.Statement.Action = "recover", "recover" }},
+	{"another mode", proof.RequestInvalid, func(f *Facts) { f.Mode, f.Statement.Mode = "other", "other" }},
+	{"restore by another client", proof.RequestInvalid, func(f *Facts) {
+		restored(f)
+		f.Mode, f.Statement.Mode = proof.ModeHook, proof.ModeHook
+	}},
+	{"restore that the token does not allow", proof.TokenConstraint, func(f *Facts) { restored(f); f.Receipt.Policy.Saves = "" }},
+	{"restore without an image", proof.ImageChanged, func(f *Facts) { restored(f); f.Saved, f.Statement.SavedImage = nil, nil }},
+	{"restore of an image that nobody measured", proof.ImageChanged, func(f *Facts) { restored(f); f.Saved = nil }},
+	{"restore of a changed image", proof.ImageChanged, func(f *Facts) { restored(f); f.Saved.Kept[0] ^= 1 }},
+	{"restore stated of another image", proof.ImageChanged, func(f *Facts) { restored(f); f.Statement.SavedImage = &proof.Digest{8} }},
+	{"restore stated of no image", proof.ImageChanged, func(f *Facts) { restored(f); f.Statement.SavedImage = nil }},
+	{"start that states an image", proof.ImageChanged, func(f *Facts) { f.Statement.SavedImage = &proof.Digest{8} }},
 	{"statement of another action", proof.RequestInvalid, func(f *Facts) { f.Statement.Action = "restore" }},
 	{"unknown mode", proof.RequestInvalid, func(f *Facts) { f.Mode, f.Statement.Mode = "other", "other" }},
 	{"statement of another mode", proof.RequestInvalid, func(f *Facts) { f.Statement.Mode = proof.ModeHook }},

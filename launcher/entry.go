@@ -14,6 +14,7 @@ const (
 	WroteArmed     = "armed"     // the domain is registered, and any libvirt client may start it
 	WroteDefined   = "defined"   // libvirt has the definition of the armed domain
 	WroteDisarmed  = "disarmed"  // it could not be defined after all
+	WroteSaved     = "saved"     // the guest ended, and its memory is in a file
 	WroteStopped   = "stopped"   // the guest ended, on request or by itself
 	WroteForgotten = "forgotten" // the domain is no longer registered
 	WroteBroken    = "broken"    // what runs is not what was proved any more
@@ -41,6 +42,9 @@ type Entry struct {
 	Link          *proof.Digest `json:"link,omitempty"`
 	Attempt       uint32        `json:"attempt,omitempty"`
 
+	// saved, and the intent of a restore: of the save image
+	Image *proof.Digest `json:"image,omitempty"`
+
 	// granted: what to put back if the launch does not end well; empty when nothing was defined
 	Mode     string   `json:"mode,omitempty"` // proof.ModeHook: the definition is not the launch's to put back
 	Previous []byte   `json:"previous,omitempty"`
@@ -51,6 +55,7 @@ type Entry struct {
 	Report  []byte         `json:"report,omitempty"`  // broken: the signed report (proof.TrustLost)
 	Refusal *proof.Refusal `json:"refusal,omitempty"` // failed, refused, stopped, broken, stray
 	Unmoved bool           `json:"unmoved,omitempty"` // refused: the verifier said no, so the token's chain did not move
+	Used    bool           `json:"used,omitempty"`    // refused: the guest of a restore may have run, so that its image is not gone on from again
 	Event   *ChainEvent    `json:"event,omitempty"`   // event, told
 
 	Snapshot *Snapshot `json:"snapshot,omitempty"` // snapshot

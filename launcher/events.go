@@ -11,6 +11,7 @@ import (
 const (
 	EventOpen    = "open"
 	EventAborted = "aborted"
+	EventSaved   = "saved"
 	EventClosed  = "closed"
 	EventBroken  = "broken"
 )

@@ -20,6 +20,7 @@ type Facts struct {
 	Token       proof.Digest   // of the token's text
 	Header      *proof.Header  // of the token
 	Measured    *Measured      // what the images held when they were hashed
+	Saved       *SavedImage    // of a restore
 	Recheck     []*proof.Refusal
 	HookFailure string // why the hook cannot answer; empty when it can
 

@@ -19,6 +19,7 @@ type attempt struct {
 	token    *proof.SealedToken
 	config   *domain.Config
 	images   *held
+	saved    Image // the save image of a restore; nil: the guest boots
 	measured *Measured
 	epoch    *Epoch
 	facts    Facts
@@ -37,6 +38,7 @@ type attempt struct {
 	unmoved bool // the verifier refused, so that it did not
 	granted bool // the journal says that libvirt may hear of the domain
 	before  []byte
+	proved  []byte // the journal has it: the guest may run
 }
 
 // Launch runs one launch to its end: the guest runs and its proof is in the journal, or nothing is left of the launch but the refusal.
@@ -112,6 +114,11 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	if _, refusal := a.measureFree(ctx); refusal != nil {
 		return nil, refusal
 	}
+	if a.req.Action == proof.ActionRestore {
+		if refusal := a.holdSaved(ctx); refusal != nil {
+			return nil, refusal
+		}
+	}
 
 	// Step 2: verdict, statement, release, unseal. A crash before the intent is written changes nothing; after it the token's chain may have
 	// moved by a link of ours: recovery reports that link aborted. Libvirt has not heard of the domain.
@@ -124,7 +131,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 
 	// Still step 2: the decision. Images and hook are asked once more, since hashing and the network took their time.
 	w.Step(StepDecide)
-	a.facts.Recheck = a.images.recheck()
+	a.facts.Recheck = a.recheck()
 	a.facts.HookFailure = reason(l.Hook.Ready())
 	a.facts.Now = l.Clock.Boot()
 	if a.permit, refusal = Decide(a.facts); refusal != nil {
@@ -188,6 +195,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	if err := l.Book.Write(&Entry{What: WroteProved, Launch: a.req.ID, UUID: uuid, Proof: proved, Grant: a.grant}); err != nil {
 		return nil, Refusal(StepProve, err)
 	}
+	a.proved = proved
 
 	// Step 6: only now it runs. A crash before or after resuming: the proof is in the journal, and recovery finds the guest paused or running.
 	w.Step(StepResume)
@@ -198,6 +206,12 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 		}
 	}
 	l.finish(ctx, a.req.ID, uuid, a.event(EventOpen))
+	if a.saved != nil {
+		// A crash before it: the sweep removes what no domain is saved in.
+		if err := l.Saves.Remove(uuid); err != nil {
+			l.Log.Error("cannot remove a save image that was used up, it will be tried again", "uuid", uuid, "error", err.Error())
+		}
+	}
 	w.Step(StepDone)
 	return &Outcome{UUID: uuid, Proof: proved}, nil
 }
@@ -267,10 +281,10 @@ func (a *attempt) create(ctx context.Context, added domain.Additions, secret pro
 	if err := a.handOver(a.images); err != nil {
 		return false, err
 	}
-	expected := a.Hook.Expect(a.permit.uuid, added.LaunchID)
+	expected := a.Hook.Expect(a.permit.uuid, added.LaunchID, a.saved != nil)
 	defer expected.Done()
 	if err = a.putKeys(ctx, a.config, secret); err == nil {
-		err = a.Virt.CreatePaused(ctx, domain.Emit(a.config, added))
+		err = a.start(ctx, domain.Emit(a.config, added))
 	}
 	// QEMU has read the file and opened the disks, or never will.
 	if rerr := errors.Join(a.removeKeys(ctx, a.config), a.Secrets.Remove(a.permit.uuid.String())); rerr != nil {
@@ -295,10 +309,13 @@ func (a *attempt) compare(ctx context.Context, added domain.Additions) error {
 	if err != nil {
 		return err
 	}
-	if err := compareProcess(process, a.images, a.config, a.QEMU); err != nil {
+	if err := compareProcess(process, a.images, a.config, a.QEMU, a.saved != nil); err != nil {
 		return err
 	}
 	if err := a.again(ctx, a.images); err != nil {
+		return err
+	}
+	if err := a.savedAgain(ctx); err != nil {
 		return err
 	}
 	if changed := proof.First(a.images.recheck()); changed != nil {

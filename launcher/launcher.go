@@ -22,6 +22,7 @@ type Launcher struct {
 	Hook     Hook
 	Secrets  Secrets
 	Keys     Keys
+	Saves    Saves
 	Book     *Book
 	Clock    Clock
 	Log      *slog.Logger

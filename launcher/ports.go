@@ -25,13 +25,14 @@ type Release struct {
 	Sealed  proof.Bytes
 }
 
-// ChainEvent is what became of a link: open, aborted, closed or broken.
+// ChainEvent is what became of a link: open, aborted, saved, closed or broken.
 type ChainEvent struct {
 	Token   proof.Digest `json:"token"`
 	Link    proof.Digest `json:"link"`
 	Event   string       `json:"event"`
 	Attempt uint32       `json:"attempt"`
 	Detail  string       `json:"detail,omitempty"`
+	Image   proof.Digest `json:"image,omitzero"` // saved: of the save image
 }
 
 // Epochs gives the newest verdict about this host.
@@ -83,6 +84,10 @@ type Virt interface {
 	Undefine(ctx context.Context, id domain.UUID) error
 	// CreatePaused starts the domain with the CPUs stopped.
 	CreatePaused(ctx context.Context, xml []byte) error
+	// Save writes the guest's memory to a file and ends it.
+	Save(ctx context.Context, id domain.UUID, path string) error
+	// RestorePaused starts the domain from a save image, as xml says, with the CPUs stopped.
+	RestorePaused(ctx context.Context, path string, xml []byte) error
 	// Resume lets the CPUs run.
 	Resume(ctx context.Context, id domain.UUID) error
 	// Destroy ends QEMU; it is no error when it does not run.
@@ -107,6 +112,7 @@ type Process struct {
 	Exe   string
 	Open  []File // regular files and block devices behind its descriptors
 	Named []File // files that its arguments name
+	Loads string // the option that has it take the guest's memory from elsewhere, "-incoming" or "-loadvm"; empty: the guest booted
 }
 
 // File is a file that QEMU has open or was told to read.
@@ -147,12 +153,13 @@ type Hook interface {
 	// Ready says why the hook cannot answer now; nil means that it can.
 	Ready() error
 	// Expect announces a start of our own: hook calls for this UUID that carry this launch id are allowed, each operation once.
-	Expect(uuid domain.UUID, launchID [32]byte) Expected
+	// restore says that it goes on from a save image: then libvirt asks about that first.
+	Expect(uuid domain.UUID, launchID [32]byte, restore bool) Expected
 }
 
 // Expected is one announced start.
 type Expected interface {
-	// Called says whether the hook has asked at prepare, start and started: libvirt runs all three before CreatePaused returns.
+	// Called says whether the hook has asked at prepare, start and started, and before them at restore if it is one: libvirt runs all three before CreatePaused returns.
 	Called() bool
 	// Done ends the announcement.
 	Done()

@@ -33,10 +33,11 @@ type pending struct {
 	released *proof.Released
 	quoted   <-chan quoteOut
 	free     func()
-	started  chan struct{} // closed when libvirt says that QEMU runs
-	ended    chan struct{} // closed when libvirt gave the start up, or we refused it
-	running  bool          // started is closed
-	over     bool          // ended is closed
+	started  chan struct{}  // closed when libvirt says that QEMU runs
+	ended    chan struct{}  // closed when libvirt gave the start up, or we refused it
+	running  bool           // started is closed
+	over     bool           // ended is closed
+	why      *proof.Refusal // why it was ended, if we ended it; set before ended is closed
 }
 
 // Prepare judges the start of a domain that carries no launch id of ours: nil permits it. It calls no libvirt, which holds the domain's lock until the hook
@@ -247,17 +248,30 @@ func (l *Launcher) Proceed(id domain.UUID, xml []byte) *proof.Refusal {
 		err = domain.Compare(p.a.config, config)
 	}
 	if err != nil {
-		l.end(p)
-		return Refusal(StepCompare, err)
+		refusal := Refusal(StepCompare, err)
+		l.refuse(p, refusal)
+		return refusal
 	}
 	return nil
 }
 
-// Started hears that QEMU runs. It says whether that start was permitted.
-func (l *Launcher) Started(id domain.UUID) *proof.Refusal {
+// Started hears that QEMU runs. It says whether that start was permitted. libvirt asks before it lets the CPUs of a guest run whose memory it loaded, so
+// this is where such a one ends: at prepare it looks like a start. The kernel alone is asked.
+func (l *Launcher) Started(ctx context.Context, id domain.UUID) *proof.Refusal {
 	p := l.starting(id)
 	if p == nil {
 		return proof.Refuse(proof.GrantMissing, "this start was not permitted at prepare")
+	}
+	process, err := l.Virt.Process(ctx, id)
+	var refusal *proof.Refusal
+	if err != nil {
+		refusal = Refusal(StepCompare, err)
+	} else {
+		refusal = compareLoads(process, false)
+	}
+	if refusal != nil {
+		l.refuse(p, refusal)
+		return refusal
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -279,6 +293,16 @@ func (l *Launcher) starting(id domain.UUID) *pending {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.pending[id]
+}
+
+// refuse ends a start for a reason that is kept.
+func (l *Launcher) refuse(p *pending, why *proof.Refusal) {
+	l.mu.Lock()
+	if !p.over {
+		p.why = why
+	}
+	l.mu.Unlock()
+	l.end(p)
 }
 
 func (l *Launcher) end(p *pending) {
@@ -303,7 +327,9 @@ func (p *pending) await() {
 	select {
 	case <-p.started:
 	case <-p.ended:
-		refusal = proof.Refuse(proof.Internal, "libvirt gave up the start of the domain", proof.Fact{Name: "step", Value: StepCreate})
+		if refusal = p.why; refusal == nil && !a.came(p) {
+			refusal = proof.Refuse(proof.Internal, "libvirt gave up the start of the domain", proof.Fact{Name: "step", Value: StepCreate})
+		}
 	case <-late.C:
 		// libvirt said neither. What is true now counts: conclude finds no domain, or one that runs.
 	}
@@ -316,6 +342,13 @@ func (p *pending) await() {
 		a.Log.Warn("ending a start by another client", "launch", a.req.ID, "uuid", a.config.UUID.String(), "code", string(refusal.Code), "sentence", refusal.Sentence)
 		a.undo(ctx, refusal)
 	}
+}
+
+// came says that QEMU did run: if both are heard at once, what is true now counts.
+func (a *attempt) came(p *pending) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return p.running
 }
 
 // leave forgets what the start held.

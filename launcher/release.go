@@ -67,7 +67,7 @@ func (a *attempt) obtainOnce(ctx context.Context) (*proof.Released, *proof.Refus
 	if refusal := a.state(); refusal != nil {
 		return nil, refusal
 	}
-	a.facts.Recheck = a.images.recheck()
+	a.facts.Recheck = a.recheck()
 	a.facts.HookFailure = reason(a.Hook.Ready())
 	a.facts.Now = a.Clock.Boot()
 	if refusal := Rehearse(a.facts); refusal != nil || a.req.DryRun {
@@ -107,6 +107,9 @@ func (a *attempt) state() *proof.Refusal {
 		Disks:        m.Disks, Interactive: interactive(c), Token: a.facts.Token,
 		Host: a.epoch.AK, Verdict: a.epoch.Digest, Previous: previous, Attempt: number, Blinder: proof.NewBlinder(),
 	}
+	if a.facts.Saved != nil {
+		s.SavedImage = &a.facts.Saved.Found
+	}
 	b, err := s.Encode()
 	if err != nil {
 		return proof.Refuse(proof.RequestInvalid, "the domain cannot be stated", proof.Fact{Name: "cause", Value: err.Error()})
@@ -120,7 +123,7 @@ func (a *attempt) state() *proof.Refusal {
 func (a *attempt) ask(ctx context.Context) *proof.Refusal {
 	config := a.config.Digest()
 	err := a.Book.Write(&Entry{What: WroteIntent, Launch: a.req.ID, UUID: a.config.UUID.String(), Name: a.config.Name, Request: domain.Emit(a.config, domain.Additions{}), Asked: a.req.Asked,
-		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config, Link: &a.link, Attempt: a.number})
+		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config, Link: &a.link, Attempt: a.number, Image: a.facts.Statement.SavedImage})
 	if err != nil {
 		return Refusal(StepRelease, err)
 	}

@@ -26,7 +26,7 @@ func (a *attempt) undo(ctx context.Context, why *proof.Refusal) {
 	// A crash from here on finds the reason, and undoes the rest.
 	a.note(&Entry{What: WroteFailed, Launch: a.req.ID, UUID: uuid, Refusal: why})
 	a.Book.Blame(a.req.ID, why)
-	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Mode: a.req.Mode, Previous: a.before, Request: domain.Emit(a.config, domain.Additions{}), Refusal: why}
+	r := &Record{Launch: a.req.ID, UUID: uuid, Token: a.facts.Token, Link: a.link, Attempt: a.number, Mode: a.req.Mode, Previous: a.before, Request: domain.Emit(a.config, domain.Additions{}), Refusal: why, Proof: a.proved, Image: a.image()}
 	if err := a.putBack(ctx, r, a.config.UUID, a.granted, a.unmoved); err != nil {
 		a.Log.Error("cannot undo a launch, it will be tried again", "launch", a.req.ID, "error", err.Error())
 	}
@@ -65,14 +65,14 @@ func (l *Launcher) putBack(ctx context.Context, r *Record, id domain.UUID, grant
 	// A crash between these two tells the verifier twice, which it takes as once.
 	if !unmoved {
 		what := EventAborted
-		if l.Book.opened(r.Token, r.Link) {
+		if l.Book.opened(r.Token, r.Link) || r.usedUp() {
 			what = EventClosed // the verifier knows it as open, or will: only closing ends such a link
 		}
 		if err := l.owe(ChainEvent{Token: r.Token, Link: r.Link, Event: what, Attempt: r.Attempt, Detail: string(r.Refusal.Code)}); err != nil {
 			return err
 		}
 	}
-	if err := l.Book.Write(&Entry{What: WroteRefused, Launch: r.Launch, UUID: r.UUID, Refusal: r.Refusal, Unmoved: unmoved}); err != nil {
+	if err := l.Book.Write(&Entry{What: WroteRefused, Launch: r.Launch, UUID: r.UUID, Refusal: r.Refusal, Unmoved: unmoved, Used: r.usedUp()}); err != nil {
 		return err
 	}
 	if err := l.Tell(ctx); err != nil {
@@ -104,7 +104,7 @@ func (l *Launcher) Stop(ctx context.Context, uuid string) *proof.Refusal {
 	if err := l.Virt.Destroy(ctx, id); err != nil {
 		return Refusal("stop", err)
 	}
-	if err := l.close(d, nil); err != nil {
+	if err := l.giveUp(d); err != nil {
 		return Refusal("stop", err)
 	}
 	if err := l.Tell(ctx); err != nil {
@@ -128,7 +128,7 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 		if err := l.Virt.Destroy(ctx, id); err != nil {
 			return Refusal("delete", err)
 		}
-		if err := l.close(d, nil); err != nil {
+		if err := l.giveUp(d); err != nil {
 			return Refusal("delete", err)
 		}
 		// Undefined before it is forgotten: a definition that libvirt has and hostd does not know could be started by anyone.
@@ -169,9 +169,17 @@ func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) er
 	return l.close(d, why)
 }
 
+// giveUp closes the link of a domain, and its save image goes.
+func (l *Launcher) giveUp(d *Domain) error {
+	if err := l.close(d, nil); err != nil || d.Saved == nil {
+		return err
+	}
+	return l.Saves.Remove(d.UUID) // a crash before it leaves it to the sweep
+}
+
 // close ends the link of a domain that was proved. One whose proof was broken keeps that reason.
 func (l *Launcher) close(d *Domain, why *proof.Refusal) error {
-	if d.Live() == nil || d.Link == nil {
+	if d.Live() == nil && d.State != StateSaved || d.Link == nil {
 		return nil
 	}
 	if d.State == StateBroken {
@@ -222,7 +230,7 @@ func (l *Launcher) Recover(ctx context.Context) error {
 		}
 		free()
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, l.sweepSaves())...)
 }
 
 func (l *Launcher) recover(ctx context.Context, r *Record, id domain.UUID) error {
@@ -273,7 +281,7 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 // Only a live launch id, which nobody but a launch writes, makes a guest one of ours.
 func (l *Launcher) Stray(ctx context.Context, uuid string) error {
 	d, id, refusal := l.known(uuid)
-	if refusal != nil || (d.State != StateRefused && d.State != StateStopped) {
+	if refusal != nil || (d.State != StateRefused && d.State != StateStopped && d.State != StateSaved) {
 		return nil
 	}
 	turn, ok := l.turn(id)

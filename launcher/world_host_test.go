@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -84,6 +85,7 @@ func (w *world) CreatePaused(_ context.Context, xml []byte) error {
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		delete(w.loaded, c.UUID.String())
 		if !w.noHook {
 			if !w.expected[c.Added.LaunchID] {
 				return errors.New("denied by the hook")
@@ -100,12 +102,76 @@ func (w *world) CreatePaused(_ context.Context, xml []byte) error {
 	})
 }
 
+// Save is libvirt that writes a file and ends the guest.
+func (w *world) Save(_ context.Context, id domain.UUID, path string) error {
+	return w.call("save", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		xml := w.live[id.String()]
+		if xml == nil {
+			return errors.New("does not run")
+		}
+		w.memory++
+		w.files[path] = fmt.Appendf(nil, "memory %d of %s", w.memory, id)
+		delete(w.live, id.String())
+		delete(w.paused, id.String())
+		return nil
+	})
+}
+
+// RestorePaused loads a file's memory, once that it is: the simulation counts every guest that goes on from one.
+func (w *world) RestorePaused(_ context.Context, path string, xml []byte) error {
+	return w.call("restore", func() error {
+		c, err := domain.Read(xml, domain.Live)
+		if err != nil {
+			return err
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.files[path] == nil {
+			return errors.New("no such save image")
+		}
+		if !w.expected[c.Added.LaunchID] {
+			return errors.New("denied by the hook")
+		}
+		w.asked[c.Added.LaunchID] = true
+		w.live[c.UUID.String()], w.paused[c.UUID.String()] = xml, true
+		w.loaded[c.UUID.String()] = string(w.files[path])
+		return nil
+	})
+}
+
+func (w *world) Path(uuid string) string { return "/saved/" + uuid }
+
+func (w *world) Remove(uuid string) error {
+	return w.call("remove image", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.files, w.Path(uuid))
+		return nil
+	})
+}
+
+func (w *world) List() (all []string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for path := range w.files {
+		if uuid, ok := strings.CutPrefix(path, "/saved/"); ok {
+			all = append(all, uuid)
+		}
+	}
+	return all, nil
+}
+
 func (w *world) Resume(_ context.Context, id domain.UUID) error {
 	return w.call("resume", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.live[id.String()] == nil {
 			return errors.New("does not run")
+		}
+		if memory := w.loaded[id.String()]; memory != "" && w.paused[id.String()] {
+			w.wentOn[memory]++
 		}
 		w.paused[id.String()] = false
 		w.ran[id.String()] = true
@@ -119,6 +185,7 @@ func (w *world) Destroy(_ context.Context, id domain.UUID) error {
 		defer w.mu.Unlock()
 		delete(w.live, id.String())
 		delete(w.paused, id.String())
+		delete(w.loaded, id.String())
 		return nil
 	})
 }
@@ -137,6 +204,9 @@ func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err erro
 			return err
 		}
 		p = &Process{PID: 42, Exe: "/usr/bin/qemu-system-x86_64"}
+		if w.loaded[id.String()] != "" {
+			p.Loads = "-incoming"
+		}
 		if w.real != nil {
 			return w.real.process(p, c)
 		}
@@ -287,7 +357,7 @@ func (h fakeHook) Ready() error {
 	return h.w.call("hook ready", func() error { return nil })
 }
 
-func (h fakeHook) Expect(_ domain.UUID, id [32]byte) Expected {
+func (h fakeHook) Expect(_ domain.UUID, id [32]byte, _ bool) Expected {
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
 	h.w.expected[id] = true

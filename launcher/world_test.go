@@ -41,7 +41,10 @@ type world struct {
 	// libvirt
 	inactive, live map[string][]byte
 	paused         map[string]bool
-	ran            map[string]bool // was resumed
+	ran            map[string]bool   // was resumed
+	loaded         map[string]string // the memory that a guest went on from
+	wentOn         map[string]int    // how often a guest ran on from a memory
+	memory         int               // memories that were saved
 	noHook         bool
 	noStart        bool                    // QEMU does not come up for another client
 	rewrite        func(xml []byte) []byte // of what is read back live
@@ -96,12 +99,15 @@ type fakeChain struct {
 	number  uint32
 	attempt uint32
 	aborted uint32
+	image   proof.Digest // while it is saved
+	was     string       // before it was reserved
+	held    uint32       // attempt of the link before the reserved one
 	answer  Release
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, inactive: map[string][]byte{}, live: map[string][]byte{}, paused: map[string]bool{}, ran: map[string]bool{},
+	w := &world{t: t, inactive: map[string][]byte{}, live: map[string][]byte{}, paused: map[string]bool{}, ran: map[string]bool{}, loaded: map[string]string{}, wentOn: map[string]int{},
 		files: map[string][]byte{"/images/vmlinuz": []byte("kernel"), "/images/initrd": []byte("initrd")}, changed: map[string]bool{}, secrets: map[string][]byte{}, diskKeys: map[string]string{},
 		expected: map[[32]byte]bool{}, asked: map[[32]byte]bool{}, chains: map[proof.Digest]*fakeChain{}, tokens: map[proof.Digest]*proof.Token{}, boot: time.Hour,
 		seed: bytes.Repeat([]byte{7}, proof.SeedSize), profile: proof.ProfileRef{Name: "lab", Digest: proof.Digest{1}}}
@@ -168,7 +174,7 @@ func (w *world) restart() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Keys: fakeKeys{w}, Book: book, Clock: fakeClock{w},
+	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Keys: fakeKeys{w}, Saves: w, Book: book, Clock: fakeClock{w},
 		Log: slog.New(slog.DiscardHandler), Sign: w.sign, Cleanup: 5 * time.Second}
 	w.l.Start()
 }
@@ -304,6 +310,10 @@ func (w *world) Release(_ context.Context, text string, statement []byte) (out R
 			return nil
 		case c.state == "reserved" || c.state == "open" || c.state == "broken":
 			return proof.Refuse(proof.TokenUsed, "another launch holds the token")
+		case (c.state == "saved") != (s.Action == proof.ActionRestore):
+			return proof.Refuse(proof.TokenUsed, "the chain does not allow "+s.Action+" now")
+		case c.state == "saved" && *s.SavedImage != c.image:
+			return proof.Refuse(proof.ImageChanged, "the save image is not the one that was saved")
 		case s.Attempt <= c.aborted:
 			return proof.Refuse(proof.TokenUsed, "this attempt was aborted")
 		case text2(s.Previous) != text2(c.head):
@@ -327,6 +337,7 @@ func (w *world) Release(_ context.Context, text string, statement []byte) (out R
 		if err != nil {
 			return err
 		}
+		c.was, c.held = c.state, c.attempt
 		c.state, c.link, c.attempt, c.answer = "reserved", link, s.Attempt, Release{jws, box}
 		out = c.answer
 		return nil
@@ -356,15 +367,21 @@ func (w *world) Report(_ context.Context, e ChainEvent) error {
 		case EventOpen:
 			link := c.link
 			c.state, c.head, c.number, c.aborted = "open", &link, c.number+1, 0
+		case EventSaved:
+			c.state, c.image = "saved", e.Image
 		case EventClosed:
+			if c.state == "reserved" { // it ran, though nobody said that it opened
+				link := c.link
+				c.head, c.number, c.aborted = &link, c.number+1, 0
+			}
 			c.state = "closed"
 		case EventBroken:
 			c.state = "broken"
 		case EventAborted:
 			if c.state == "reserved" {
-				c.state, c.aborted = "closed", c.attempt
-				if c.head == nil {
-					c.state = "free"
+				c.state, c.aborted = c.was, c.attempt
+				if c.was == "saved" {
+					c.link, c.attempt = *c.head, c.held
 				}
 			}
 		}

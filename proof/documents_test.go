@@ -48,7 +48,7 @@ func papers(t testing.TB) []paper {
 	tok.Pins.Domain, tok.Pins.Configuration = "6f1e2c1a-0000-4000-8000-000000000001", ptr(testDigest("configuration"))
 	text := must[string](t)(NewToken(tok, tokenKey.Public()))
 	sealed := must[*SealedToken](t)(ParseToken(text))
-	inside := must[[]byte](t)(strict.Encode(tokenBody{tok.Header, tok.Nonce.raw(), tok.Secret.raw(), tok.Pins, tok.Migration, tok.Restarts, tok.OnTrustLost, tok.MaxUnproven}))
+	inside := must[[]byte](t)(strict.Encode(tokenBody{tok.Header, tok.Nonce.raw(), tok.Secret.raw(), tok.Pins, tok.Migration, tok.Restarts, tok.OnTrustLost, tok.MaxUnproven, tok.Saves}))
 	ev := &Evidence{Challenge: bytes.Repeat([]byte{1}, 40), AK: s.akName(t), Quote: p.Quote, PCRs: p.PCRs, Logs: []Log{{LogTCG2, Bytes("log")}}}
 	cred := &GuestCredential{testDigest("link"), GuestSecret(s.nonce, testDigest("link")), NewSecret([]byte("disk key"))}
 	challenge := bytes.Repeat([]byte{7}, 32)

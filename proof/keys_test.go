@@ -122,7 +122,7 @@ func TestTokenHeaderIsBound(t *testing.T) {
 	// The holder of the verifier's public key can seal a body under a header of
 	// its choice; the one inside has to be the same.
 	tok := must[*Token](t)(s.Open(k))
-	inside := must[[]byte](t)(strict.Encode(tokenBody{tok.Header, tok.Nonce.raw(), nil, tok.Pins, tok.Migration, tok.Restarts, tok.OnTrustLost, tok.MaxUnproven}))
+	inside := must[[]byte](t)(strict.Encode(tokenBody{tok.Header, tok.Nonce.raw(), nil, tok.Pins, tok.Migration, tok.Restarts, tok.OnTrustLost, tok.MaxUnproven, tok.Saves}))
 	enc, box, err := seal(k.Public().Public, LabelTokenSeal, header, inside)
 	if err != nil {
 		t.Fatal(err)

@@ -29,6 +29,9 @@ func (p *Public) Sentences() []string {
 			out = append(out, fmt.Sprintf("Its %s was measured as %s.", m.name, m.digest))
 		}
 	}
+	if s.SavedImage != nil {
+		out = append(out, fmt.Sprintf("Its memory came from the save image %s, which this host had saved; what it boots was measured, and not booted again.", s.SavedImage))
+	}
 	for _, d := range s.Disks {
 		out = append(out, diskSentence(d))
 	}
@@ -92,6 +95,9 @@ func diskSentence(d StatementDisk) string {
 
 func policySentence(p Policy) string {
 	words := []string{"migration: " + p.Migration, "further launches: " + p.Restarts, "when trust is lost: " + p.OnTrustLost}
+	if p.Saves != "" {
+		words = append(words, "saving to a file: "+p.Saves)
+	}
 	if p.MaxUnproven > 0 {
 		words = append(words, fmt.Sprintf("at most %d s without a verdict", p.MaxUnproven))
 	}

@@ -60,7 +60,7 @@ func TestValidate(t *testing.T) {
 		"domain":                 {Want{Domain: "6f1e2c1a-0000-4000-8000-000000000009"}, "domain"},
 		"domain in the pins":     {Want{Pins: &Pins{Domain: "6f1e2c1a-0000-4000-8000-000000000009"}}, "pins"},
 		"configuration":          {Want{Pins: &Pins{Configuration: ptr(testDigest("x"))}}, "pins"},
-		"policy":                 {Want{Policy: &Policy{MigrationAllow, RestartsAny, TrustLostPause, 1}}, "policy"},
+		"policy":                 {Want{Policy: &Policy{MigrationAllow, RestartsAny, TrustLostPause, 1, ""}}, "policy"},
 		"expired":                {Want{Expiry: sceneTime + 19}, "expiry"},
 		"chain expiry not yet":   {Want{ChainExpiry: 1}, ""},
 		"other reference":        {Want{References: []Reference{other}}, "references"},

@@ -54,7 +54,8 @@ type Statement struct {
 	Token         Digest          `json:"token"`
 	Host          tpm.Name        `json:"host"` // Name of the AK
 	Verdict       Digest          `json:"verdict"`
-	Previous      *Digest         `json:"previous,omitempty"` // link before this one
+	Previous      *Digest         `json:"previous,omitempty"`    // link before this one
+	SavedImage    *Digest         `json:"saved_image,omitempty"` // restore only: of the save image that the guest's memory came from
 	Attempt       uint32          `json:"attempt"`
 	Blinder       Digest          `json:"blinder"` // 32 random bytes, fresh for each attempt
 }
@@ -73,6 +74,9 @@ func (s *Statement) check() error {
 	)
 	if err != nil {
 		return err
+	}
+	if (s.Action == ActionRestore) != (s.SavedImage != nil) {
+		return fmt.Errorf("saved_image: a restore has one, and nothing else")
 	}
 	if s.Attempt == 0 {
 		return fmt.Errorf("attempt: attempts are counted from 1")

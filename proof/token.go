@@ -27,6 +27,8 @@ const (
 	RestartsAny         = "any"          // another launch at any time
 	RestartsNone        = "0"            // one launch in all
 
+	SavesAllow = "allow" // hostd may save the guest to a file, which holds its memory in clear
+
 	TrustLostReport  = "report"
 	TrustLostPause   = "pause"
 	TrustLostDestroy = "destroy"
@@ -81,10 +83,11 @@ func (h Header) check() error {
 
 // Policy is what the tenant allows after the first launch.
 type Policy struct {
-	Migration   string `json:"migration"`     // allow | deny
-	Restarts    string `json:"restarts"`      // closed-first | any | 0
-	OnTrustLost string `json:"on_trust_lost"` // report | pause | destroy
-	MaxUnproven int64  `json:"max_unproven"`  // seconds without a verdict until on_trust_lost; 0: no limit
+	Migration   string `json:"migration"`       // allow | deny
+	Restarts    string `json:"restarts"`        // closed-first | any | 0
+	OnTrustLost string `json:"on_trust_lost"`   // report | pause | destroy
+	MaxUnproven int64  `json:"max_unproven"`    // seconds without a verdict until on_trust_lost; 0: no limit
+	Saves       string `json:"saves,omitempty"` // allow; absent: no
 }
 
 func (p Policy) check() error {
@@ -95,6 +98,7 @@ func (p Policy) check() error {
 		checkOneOf("migration", p.Migration, MigrationAllow, MigrationDeny),
 		checkOneOf("restarts", p.Restarts, RestartsClosedFirst, RestartsAny, RestartsNone),
 		checkOneOf("on_trust_lost", p.OnTrustLost, TrustLostReport, TrustLostPause, TrustLostDestroy),
+		checkOneOf("saves", p.Saves, "", SavesAllow),
 	)
 }
 
@@ -108,11 +112,12 @@ type Token struct {
 	Restarts    string
 	OnTrustLost string
 	MaxUnproven int64
+	Saves       string
 }
 
 // Policy collects what the tenant allows.
 func (t *Token) Policy() Policy {
-	return Policy{t.Migration, t.Restarts, t.OnTrustLost, t.MaxUnproven}
+	return Policy{t.Migration, t.Restarts, t.OnTrustLost, t.MaxUnproven, t.Saves}
 }
 
 // GuestAllowed reports whether anything may leave hostd towards the guest:
@@ -154,6 +159,7 @@ type tokenBody struct {
 	Restarts    string `json:"restarts"`
 	OnTrustLost string `json:"on_trust_lost"`
 	MaxUnproven int64  `json:"max_unproven"`
+	Saves       string `json:"saves,omitempty"`
 }
 
 // NewToken encrypts t to a verifier's token key. Version, KeyID, and ID, nonce
@@ -180,7 +186,7 @@ func NewToken(t *Token, to TokenKey) (text string, err error) {
 		return "", err
 	}
 	body, err := strict.Encode(tokenBody{t.Header, t.Nonce.raw(), t.Secret.raw(), t.Pins,
-		t.Migration, t.Restarts, t.OnTrustLost, t.MaxUnproven})
+		t.Migration, t.Restarts, t.OnTrustLost, t.MaxUnproven, t.Saves})
 	if err != nil {
 		return "", err
 	}
@@ -250,7 +256,7 @@ func (s *SealedToken) Open(k *TokenPrivateKey) (*Token, error) {
 	if b.Header != s.Header {
 		return nil, errors.New("cannot read token: header: the one inside differs from the one outside")
 	}
-	t := &Token{b.Header, secretOf(b.Nonce), secretOf(b.Secret), b.Pins, b.Migration, b.Restarts, b.OnTrustLost, b.MaxUnproven}
+	t := &Token{b.Header, secretOf(b.Nonce), secretOf(b.Secret), b.Pins, b.Migration, b.Restarts, b.OnTrustLost, b.MaxUnproven, b.Saves}
 	if err := t.check(); err != nil {
 		return nil, fmt.Errorf("cannot read token: %w", err)
 	}

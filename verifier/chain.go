@@ -32,6 +32,7 @@ type Place struct {
 	Number  uint32        `json:"number"` // of the link, from 1; 0: no link yet
 	Attempt uint32        `json:"attempt"`
 	Action  string        `json:"action,omitempty"`
+	Image   *proof.Digest `json:"image,omitempty"` // saved only: of the save image
 }
 
 // Chain is the whole of what the verifier remembers of a token. It holds no nonce.
@@ -113,6 +114,21 @@ var chainChecks = []chainCheck{
 		}
 		return nil
 	}},
+	{"saves", func(c *Chain, w Want) *proof.Refusal {
+		if w.Statement.Action == proof.ActionRestore && w.Policy.Saves != proof.SavesAllow {
+			return proof.Refuse(proof.TokenConstraint, "the token does not allow the guest to be saved", proof.Fact{Name: "saves", Want: proof.SavesAllow, Got: "no"})
+		}
+		return nil
+	}},
+	{"saved-image", func(c *Chain, w Want) *proof.Refusal { // one image only goes on: the one that this host said when it saved
+		if w.Statement.Action != proof.ActionRestore {
+			return nil
+		}
+		if want, got := digestText(c.savedImage()), digestText(w.Statement.SavedImage); want != got || got == "none" {
+			return proof.Refuse(proof.ImageChanged, "the save image is not the one that was saved", proof.Fact{Name: "saved image", Want: want, Got: got})
+		}
+		return nil
+	}},
 	{"consent", func(c *Chain, w Want) *proof.Refusal {
 		if w.Statement.Action == proof.ActionMigrateIn && w.Consented != nil {
 			return proof.Refuse(proof.DestinationUnproven, "the present host has not agreed: "+w.Consented.Error(), proof.Fact{Name: "consent", Want: "of the present host", Got: w.Consented.Error()})
@@ -137,6 +153,14 @@ func (c *Chain) head() *proof.Digest {
 	return c.Link
 }
 
+// savedImage is the digest of the image that may be restored; nil: there is none.
+func (c *Chain) savedImage() *proof.Digest {
+	if c.State != Saved {
+		return nil
+	}
+	return c.Image
+}
+
 func checkChainState(c *Chain, w Want) *proof.Refusal {
 	mine := c.Host == w.Host
 	switch w.Statement.Action {
@@ -159,7 +183,7 @@ func checkChainState(c *Chain, w Want) *proof.Refusal {
 			return nil
 		}
 	case proof.ActionRestore:
-		if c.State == Saved {
+		if mine && c.State == Saved { // another host's image is nobody's (M-SAVECOPY)
 			return nil
 		}
 	case proof.ActionMigrateOut:
@@ -200,11 +224,12 @@ func (c *Chain) next(w Want, checks []chainCheck) (*Chain, *proof.Refusal) {
 
 // Event is what a host reports of its link.
 type Event struct {
-	Token   proof.Digest `json:"token"`
-	Link    proof.Digest `json:"link"`
-	Event   string       `json:"event"`
-	Attempt uint32       `json:"attempt"`
-	Detail  string       `json:"detail,omitempty"`
+	Token   proof.Digest  `json:"token"`
+	Link    proof.Digest  `json:"link"`
+	Event   string        `json:"event"`
+	Attempt uint32        `json:"attempt"`
+	Detail  string        `json:"detail,omitempty"`
+	Image   *proof.Digest `json:"image,omitempty"` // saved only
 }
 
 // Events that a host reports.
@@ -225,6 +250,9 @@ func (c *Chain) After(host tpm.Name, e Event) (n *Chain, repeated bool, r *proof
 	if c.Host != host || c.Link == nil || *c.Link != e.Link || c.Attempt != e.Attempt {
 		return nil, false, used("this is not the chain's present link", c, proof.Fact{Name: "link", Want: digestText(c.Link), Got: e.Link.String()},
 			proof.Fact{Name: "attempt", Want: itoa(c.Attempt), Got: itoa(e.Attempt)})
+	}
+	if (e.Event == EventSaved) != (e.Image != nil) {
+		return nil, false, proof.Refuse(proof.RequestInvalid, "saved has the save image's digest, and no other event has one", proof.Fact{Name: "image", Got: digestText(e.Image)})
 	}
 	next := *c
 	arrives := c.Action == proof.ActionMigrateIn
@@ -251,14 +279,14 @@ func (c *Chain) After(host tpm.Name, e Event) (n *Chain, repeated bool, r *proof
 			}
 		}
 	case EventSaved:
-		repeated, allowed = c.State == Saved, c.State == Open
-		next.State = Saved
+		repeated, allowed = c.State == Saved && *c.Image == *e.Image, c.State == Open
+		next.State, next.Image = Saved, e.Image
 	case EventBroken:
 		repeated, allowed = c.State == Broken, c.State == Open || c.State == Reserved
 		next.State = Broken
 	case EventClosed:
 		repeated, allowed = c.State == Closed, c.State == Open || c.State == Broken || c.State == Saved || c.State == Reserved && !arrives
-		next.State = Closed
+		next.State, next.Image = Closed, nil
 	default:
 		return nil, false, proof.Refuse(proof.RequestInvalid, "there is no such event",
 			proof.Fact{Name: "event", Want: "open, arrived, aborted, saved, closed or broken", Got: cut(e.Event, 40)})

@@ -98,6 +98,7 @@ func attackChain(t *testing.T) {
 var (
 	hostA, hostB = tpm.Name{0, 0x0B, 1}, tpm.Name{0, 0x0B, 2}
 	linkA        = proof.Digest{0xA}
+	imageA       = proof.Digest{0x1A}
 )
 
 func chainAt(state ChainState, action string) *Chain {
@@ -108,19 +109,26 @@ func chainAt(state ChainState, action string) *Chain {
 	if state == Reserved {
 		c.Back = &Place{State: Free}
 	}
+	if state == Saved {
+		c.Image = &imageA
+	}
 	return c
 }
 
 func wantLink(host tpm.Name, action string, previous *proof.Digest) Want {
-	return Want{Host: host, Link: proof.Digest{0xB}, Statement: &proof.Statement{UUID: "u", Action: action, Attempt: 1, Previous: previous},
-		Policy: proof.Policy{Migration: proof.MigrationAllow, Restarts: proof.RestartsClosedFirst}}
+	w := Want{Host: host, Link: proof.Digest{0xB}, Statement: &proof.Statement{UUID: "u", Action: action, Attempt: 1, Previous: previous},
+		Policy: proof.Policy{Migration: proof.MigrationAllow, Restarts: proof.RestartsClosedFirst, Saves: proof.SavesAllow}}
+	if action == proof.ActionRestore {
+		w.Statement.SavedImage = &imageA
+	}
+	return w
 }
 
 // TestChainStates is the whole table: which action is allowed to whom in which state.
 func TestChainStates(t *testing.T) {
 	allowed := map[string]bool{
 		"free start": true, "closed start": true, "closed start other": true, "open recover": true, "broken recover": true,
-		"saved restore": true, "saved restore other": true, "open migrate-out": true, "open migrate-in other after migrate-out": true,
+		"saved restore": true, "open migrate-out": true, "open migrate-in other after migrate-out": true,
 		"open recover after migrate-out": true, "open migrate-out after migrate-out": true,
 	}
 	for _, state := range []ChainState{Free, Reserved, Open, Saved, Closed, Broken} {
@@ -166,6 +174,12 @@ func TestEachChainCheckIsNecessary(t *testing.T) {
 		"state":     {proof.TokenUsed, chainAt(Open, ""), wantLink(hostB, "start", &linkA)},
 		"previous":  {proof.TokenUsed, chainAt(Closed, ""), wantLink(hostA, "start", nil)},
 		"migration": {proof.TokenConstraint, chainAt(Open, ""), func() Want { w := wantLink(hostA, "migrate-out", &linkA); w.Policy.Migration = "deny"; return w }()},
+		"saves":     {proof.TokenConstraint, chainAt(Saved, ""), func() Want { w := wantLink(hostA, "restore", &linkA); w.Policy.Saves = ""; return w }()},
+		"saved-image": {proof.ImageChanged, chainAt(Saved, ""), func() Want {
+			w := wantLink(hostA, "restore", &linkA)
+			w.Statement.SavedImage = &proof.Digest{0x1B}
+			return w
+		}()},
 		"consent": {proof.DestinationUnproven, chainAt(Open, "migrate-out"), func() Want {
 			w := wantLink(hostB, "migrate-in", &linkA)
 			w.Consented = errors.New("there is no consent")
@@ -226,6 +240,9 @@ func TestChainInvariants(t *testing.T) {
 		if c.State == Reserved && (c.Back == nil || c.Number != c.Back.Number+1) {
 			t.Fatalf("reserved without a way back: %+v", c)
 		}
+		if (c.State == Saved) != (c.Image != nil) {
+			t.Fatalf("saved without an image, or the reverse: %+v", c)
+		}
 		if depth == 0 {
 			return
 		}
@@ -248,7 +265,11 @@ func TestChainInvariants(t *testing.T) {
 		for _, e := range events {
 			for _, h := range []tpm.Name{hostA, hostB} {
 				before := *c
-				next, repeated, r := c.After(h, Event{Link: *c.Link, Attempt: c.Attempt, Event: e})
+				event := Event{Link: *c.Link, Attempt: c.Attempt, Event: e}
+				if e == EventSaved {
+					event.Image = &imageA
+				}
+				next, repeated, r := c.After(h, event)
 				if c.Host != h && r == nil {
 					t.Fatalf("%s by another host was taken: %+v", e, c)
 				}
@@ -264,5 +285,63 @@ func TestChainInvariants(t *testing.T) {
 	walk(&Chain{Place: Place{State: Free}}, 6, 0)
 	if seen < 1000 {
 		t.Fatalf("walked only %d chains", seen)
+	}
+}
+
+// TestSavedImage: an image is said once, by the host that saved, and is used up by the restore that opened.
+func TestSavedImage(t *testing.T) {
+	open := chainAt(Open, "")
+	say := func(c *Chain, event string, image *proof.Digest) (*Chain, bool, *proof.Refusal) {
+		return c.After(hostA, Event{Link: *c.Link, Attempt: c.Attempt, Event: event, Image: image})
+	}
+	for event, image := range map[string]*proof.Digest{EventSaved: nil, EventClosed: &imageA, EventBroken: &imageA} {
+		_, _, r := say(open, event, image)
+		refused(t, orNil(r), proof.RequestInvalid, "")
+	}
+	saved, _, r := say(open, EventSaved, &imageA)
+	if r != nil || saved.State != Saved || *saved.Image != imageA {
+		t.Fatalf("%+v, %v", saved, r)
+	}
+	if _, repeated, r := say(saved, EventSaved, &imageA); !repeated || r != nil {
+		t.Errorf("said again: %v", r)
+	}
+	_, _, r = say(saved, EventSaved, &proof.Digest{2})
+	refused(t, orNil(r), proof.TokenUsed, "")
+	// A chain that says saved without an image, whoever wrote it, is restored by nobody.
+	bare := chainAt(Saved, "")
+	bare.Image = nil
+	w := wantLink(hostA, proof.ActionRestore, &linkA)
+	w.Statement.SavedImage = nil
+	_, r = bare.Next(w)
+	refused(t, orNil(r), proof.ImageChanged, "")
+
+	want := wantLink(hostA, proof.ActionRestore, &linkA)
+	reserved, r := saved.Next(want)
+	if r != nil || reserved.Image != nil {
+		t.Fatalf("%+v, %v", reserved, r)
+	}
+	back, _, r := say(reserved, EventAborted, nil)
+	if r != nil || back.State != Saved || *back.Image != imageA {
+		t.Fatalf("aborted: %+v, %v", back, r)
+	}
+	opened, _, r := say(reserved, EventOpen, nil)
+	if r != nil || opened.Image != nil {
+		t.Fatalf("opened: %+v, %v", opened, r)
+	}
+	closed, _, r := say(opened, EventClosed, nil)
+	if r != nil {
+		t.Fatal(r)
+	}
+	for state, c := range map[string]*Chain{"open": opened, "closed": closed} {
+		again := want
+		again.Link, again.Statement = proof.Digest{0xC}, &proof.Statement{UUID: "u", Action: proof.ActionRestore, Attempt: 1, Previous: c.head(), SavedImage: &imageA}
+		_, r := c.Next(again)
+		refused(t, orNil(r), proof.TokenUsed, "")
+		if r == nil {
+			t.Errorf("%s: restored twice", state)
+		}
+	}
+	if dropped, _, r := say(saved, EventClosed, nil); r != nil || dropped.State != Closed || dropped.Image != nil {
+		t.Errorf("closed: %+v, %v", dropped, r)
 	}
 }

@@ -126,6 +126,22 @@ func (l *libvirtd) CreatePaused(ctx context.Context, xml []byte) error {
 	return c.CreatePaused(ctx, xml)
 }
 
+func (l *libvirtd) Save(ctx context.Context, id domain.UUID, path string) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Save(ctx, id.String(), path)
+}
+
+func (l *libvirtd) RestorePaused(ctx context.Context, path string, xml []byte) error {
+	c, err := l.connect(ctx)
+	if err != nil {
+		return err
+	}
+	return c.RestorePaused(ctx, path, xml)
+}
+
 func (l *libvirtd) Resume(ctx context.Context, id domain.UUID) error {
 	c, err := l.connect(ctx)
 	if err != nil {
@@ -188,7 +204,7 @@ func (l *libvirtd) Pause(ctx context.Context, id domain.UUID) error {
 }
 
 func process(p *virt.Process) *launcher.Process {
-	out := &launcher.Process{PID: p.PID, Start: p.Start, UID: p.UID, Exe: p.Exe}
+	out := &launcher.Process{PID: p.PID, Start: p.Start, UID: p.UID, Exe: p.Exe, Loads: p.Loads()}
 	for _, f := range p.Open {
 		out.Open = append(out.Open, file(f))
 	}

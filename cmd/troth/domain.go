@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) domainCommand() *cobra.Command {
-	return group("domain", "Trusted domains on a host", a.domainDigest(), a.domainLaunch(), a.domainRegister(), a.domainStart(), a.domainList(), a.domainShow(),
+	return group("domain", "Trusted domains on a host", a.domainDigest(), a.domainLaunch(), a.domainRegister(), a.domainStart(), a.domainSave(), a.domainRestore(), a.domainList(), a.domainShow(),
 		a.domainProof(), a.domainChallenge(), a.domainStop(), a.domainRemove(), a.domainWhy())
 }
 

@@ -26,6 +26,7 @@ type tokenOptions struct {
 	expiry, chainExpiry, maxUnproven  string
 	secretFile, keyOut, tokenOut      string
 	migration, restarts, onTrustLost  string
+	saves                             string
 	hasCmdline, force                 bool
 }
 
@@ -85,6 +86,7 @@ guest gets nothing.`,
 	f.StringVar(&o.migration, "migration", proof.MigrationDeny, "allow or deny")
 	f.StringVar(&o.restarts, "restarts", proof.RestartsClosedFirst, "closed-first, any, or 0")
 	f.StringVar(&o.onTrustLost, "on-trust-lost", proof.TrustLostReport, "report, pause or destroy")
+	f.StringVar(&o.saves, "saves", "", "allow: the host may save the guest to a file, which holds its memory and every secret in it in clear")
 	f.StringVar(&o.maxUnproven, "max-unproven", "0s", "how long the host may be without a verdict until --on-trust-lost; 0s: no limit")
 	f.StringVar(&o.keyOut, "key-out", "", "write your own record here: it holds the nonce")
 	f.StringVar(&o.tokenOut, "token-out", "", "write the token here")
@@ -151,6 +153,9 @@ func (p *printer) newToken(v tokenNewAnswer) {
 	p.field("migration", v.Policy.Migration)
 	p.field("restarts", v.Policy.Restarts)
 	p.field("on trust lost", v.Policy.OnTrustLost)
+	if v.Policy.Saves != "" {
+		p.field("saves", v.Policy.Saves)
+	}
 	switch {
 	case v.HasSecret:
 		p.field("secret", "given to the guest that is pinned above, and to no other")
@@ -167,7 +172,7 @@ func (p *printer) newToken(v tokenNewAnswer) {
 // draft reads flags and files into a token that is not yet encrypted.
 func (a *app) draft(ctx context.Context, o tokenOptions) (*proof.Token, error) {
 	now := a.now()
-	t := &proof.Token{Migration: o.migration, Restarts: o.restarts, OnTrustLost: o.onTrustLost}
+	t := &proof.Token{Migration: o.migration, Restarts: o.restarts, OnTrustLost: o.onTrustLost, Saves: o.saves}
 	t.ID = o.id
 	var err error
 	if t.Profile, err = a.profileRef(o.profile); err != nil {

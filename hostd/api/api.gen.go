@@ -68,7 +68,7 @@ type Domain struct {
 	// Since Unix seconds of the newest change.
 	Since int64 `json:"since"`
 
-	// State armed, launching, proved, stopped, refused or broken
+	// State armed, launching, proved, saved, stopped, refused or broken
 	State string `json:"state"`
 
 	// Token Digest of the token.
@@ -184,6 +184,11 @@ type RegisterRequest struct {
 	Token string `json:"token"`
 }
 
+// RestoreRequest defines model for RestoreRequest.
+type RestoreRequest struct {
+	DryRun *bool `json:"dry_run,omitempty"`
+}
+
 // StartRequest defines model for StartRequest.
 type StartRequest struct {
 	DryRun *bool `json:"dry_run,omitempty"`
@@ -281,6 +286,11 @@ type RegisterDomainParams struct {
 	IdempotencyKey string `json:"Idempotency-Key"`
 }
 
+// RestoreDomainParams defines parameters for RestoreDomain.
+type RestoreDomainParams struct {
+	IdempotencyKey string `json:"Idempotency-Key"`
+}
+
 // StartDomainParams defines parameters for StartDomain.
 type StartDomainParams struct {
 	IdempotencyKey string `json:"Idempotency-Key"`
@@ -303,6 +313,9 @@ type RegisterDomainJSONRequestBody = RegisterRequest
 
 // ChallengeDomainJSONRequestBody defines body for ChallengeDomain for application/json ContentType.
 type ChallengeDomainJSONRequestBody = ChallengeRequest
+
+// RestoreDomainJSONRequestBody defines body for RestoreDomain for application/json ContentType.
+type RestoreDomainJSONRequestBody = RestoreRequest
 
 // StartDomainJSONRequestBody defines body for StartDomain for application/json ContentType.
 type StartDomainJSONRequestBody = StartRequest
@@ -441,6 +454,25 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/domains/{uuid}/proof (the `GetProof` operationId).
 	GetProof(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RestoreDomainWithBody Let a saved domain go on from its file, with the token and the definition that it was saved with.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+	RestoreDomainWithBody(ctx context.Context, uuid UUID, params *RestoreDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RestoreDomain Let a saved domain go on from its file, with the token and the definition that it was saved with.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+	RestoreDomain(ctx context.Context, uuid UUID, params *RestoreDomainParams, body RestoreDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it.
+	//
+	// Corresponds with POST /v1/domains/{uuid}/save (the `SaveDomain` operationId).
+	SaveDomain(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// StartDomainWithBody Launch a registered domain again, from the definition that was proved, with its token or another.
 	//
@@ -649,6 +681,55 @@ func (c *Client) ChallengeDomain(ctx context.Context, uuid UUID, body ChallengeD
 // Corresponds with GET /v1/domains/{uuid}/proof (the `GetProof` operationId).
 func (c *Client) GetProof(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetProofRequest(c.Server, uuid)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RestoreDomainWithBody Let a saved domain go on from its file, with the token and the definition that it was saved with.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+func (c *Client) RestoreDomainWithBody(ctx context.Context, uuid UUID, params *RestoreDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRestoreDomainRequestWithBody(c.Server, uuid, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RestoreDomain Let a saved domain go on from its file, with the token and the definition that it was saved with.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+func (c *Client) RestoreDomain(ctx context.Context, uuid UUID, params *RestoreDomainParams, body RestoreDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRestoreDomainRequest(c.Server, uuid, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it.
+//
+// Corresponds with POST /v1/domains/{uuid}/save (the `SaveDomain` operationId).
+func (c *Client) SaveDomain(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSaveDomainRequest(c.Server, uuid)
 	if err != nil {
 		return nil, err
 	}
@@ -1100,6 +1181,100 @@ func NewGetProofRequest(server string, uuid UUID) (*http.Request, error) {
 	return req, nil
 }
 
+// NewRestoreDomainRequest calls the generic RestoreDomain builder with application/json body
+func NewRestoreDomainRequest(server string, uuid UUID, params *RestoreDomainParams, body RestoreDomainJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRestoreDomainRequestWithBody(server, uuid, params, "application/json", bodyReader)
+}
+
+// NewRestoreDomainRequestWithBody constructs an http.Request for the RestoreDomain method, with any body, and a specified content type
+func NewRestoreDomainRequestWithBody(server string, uuid UUID, params *RestoreDomainParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "uuid", uuid, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/domains/%s/restore", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		var headerParam0 string
+
+		headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+		if err != nil {
+			return nil, err
+		}
+
+		req.Header.Set("Idempotency-Key", headerParam0)
+
+	}
+
+	return req, nil
+}
+
+// NewSaveDomainRequest constructs an http.Request for the SaveDomain method
+func NewSaveDomainRequest(server string, uuid UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "uuid", uuid, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/domains/%s/save", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewStartDomainRequest calls the generic StartDomain builder with application/json body
 func NewStartDomainRequest(server string, uuid UUID, params *StartDomainParams, body StartDomainJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -1536,6 +1711,27 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/domains/{uuid}/proof (the `GetProof` operationId).
 	GetProofWithResponse(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*GetProofResponse, error)
+
+	// RestoreDomainWithBodyWithResponse Let a saved domain go on from its file, with the token and the definition that it was saved with.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+	RestoreDomainWithBodyWithResponse(ctx context.Context, uuid UUID, params *RestoreDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RestoreDomainResponse, error)
+
+	// RestoreDomainWithResponse Let a saved domain go on from its file, with the token and the definition that it was saved with.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+	RestoreDomainWithResponse(ctx context.Context, uuid UUID, params *RestoreDomainParams, body RestoreDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*RestoreDomainResponse, error)
+
+	// SaveDomainWithResponse Save the running domain's memory to a file of the host and end it. The token has to allow it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/domains/{uuid}/save (the `SaveDomain` operationId).
+	SaveDomainWithResponse(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*SaveDomainResponse, error)
 
 	// StartDomainWithBodyWithResponse Launch a registered domain again, from the definition that was proved, with its token or another.
 	//
@@ -1979,6 +2175,102 @@ func (r GetProofResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetProofResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RestoreDomainResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *Launch
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r RestoreDomainResponse) GetJSON202() *Launch {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RestoreDomainResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RestoreDomainResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RestoreDomainResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RestoreDomainResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RestoreDomainResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SaveDomainResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Domain
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SaveDomainResponse) GetJSON200() *Domain {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SaveDomainResponse) GetApplicationproblemJSONDefault() *Problem {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SaveDomainResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SaveDomainResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SaveDomainResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SaveDomainResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -2499,6 +2791,45 @@ func (c *ClientWithResponses) GetProofWithResponse(ctx context.Context, uuid UUI
 	return ParseGetProofResponse(rsp)
 }
 
+// RestoreDomainWithBodyWithResponse Let a saved domain go on from its file, with the token and the definition that it was saved with.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+func (c *ClientWithResponses) RestoreDomainWithBodyWithResponse(ctx context.Context, uuid UUID, params *RestoreDomainParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RestoreDomainResponse, error) {
+	rsp, err := c.RestoreDomainWithBody(ctx, uuid, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRestoreDomainResponse(rsp)
+}
+
+// RestoreDomainWithResponse Let a saved domain go on from its file, with the token and the definition that it was saved with.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
+func (c *ClientWithResponses) RestoreDomainWithResponse(ctx context.Context, uuid UUID, params *RestoreDomainParams, body RestoreDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*RestoreDomainResponse, error) {
+	rsp, err := c.RestoreDomain(ctx, uuid, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRestoreDomainResponse(rsp)
+}
+
+// SaveDomainWithResponse Save the running domain's memory to a file of the host and end it. The token has to allow it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/domains/{uuid}/save (the `SaveDomain` operationId).
+func (c *ClientWithResponses) SaveDomainWithResponse(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*SaveDomainResponse, error) {
+	rsp, err := c.SaveDomain(ctx, uuid, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSaveDomainResponse(rsp)
+}
+
 // StartDomainWithBodyWithResponse Launch a registered domain again, from the definition that was proved, with its token or another.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
@@ -2889,6 +3220,72 @@ func ParseGetProofResponse(rsp *http.Response) (*GetProofResponse, error) {
 	return response, nil
 }
 
+// ParseRestoreDomainResponse parses an HTTP response from a RestoreDomainWithResponse call
+func ParseRestoreDomainResponse(rsp *http.Response) (*RestoreDomainResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RestoreDomainResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest Launch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSaveDomainResponse parses an HTTP response from a SaveDomainWithResponse call
+func ParseSaveDomainResponse(rsp *http.Response) (*SaveDomainResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SaveDomainResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Domain
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseStartDomainResponse parses an HTTP response from a StartDomainWithResponse call
 func ParseStartDomainResponse(rsp *http.Response) (*StartDomainResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -3179,6 +3576,12 @@ type ServerInterface interface {
 	// GetProof The proof of the domain's last launch, the exact bytes.
 	// (GET /v1/domains/{uuid}/proof)
 	GetProof(w http.ResponseWriter, r *http.Request, uuid UUID)
+	// RestoreDomain Let a saved domain go on from its file, with the token and the definition that it was saved with.
+	// (POST /v1/domains/{uuid}/restore)
+	RestoreDomain(w http.ResponseWriter, r *http.Request, uuid UUID, params RestoreDomainParams)
+	// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it.
+	// (POST /v1/domains/{uuid}/save)
+	SaveDomain(w http.ResponseWriter, r *http.Request, uuid UUID)
 	// StartDomain Launch a registered domain again, from the definition that was proved, with its token or another.
 	// (POST /v1/domains/{uuid}/start)
 	StartDomain(w http.ResponseWriter, r *http.Request, uuid UUID, params StartDomainParams)
@@ -3396,6 +3799,86 @@ func (siw *ServerInterfaceWrapper) GetProof(w http.ResponseWriter, r *http.Reque
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetProof(w, r, uuid)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RestoreDomain operation middleware
+func (siw *ServerInterfaceWrapper) RestoreDomain(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "uuid" -------------
+	var uuid UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "uuid", r.PathValue("uuid"), &uuid, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "uuid", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RestoreDomainParams
+
+	headers := r.Header
+
+	// ------------- Required header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandlerFunc(w, r, &TooManyValuesForParamError{ParamName: "Idempotency-Key", Count: n})
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "Idempotency-Key", Err: err})
+			return
+		}
+
+		params.IdempotencyKey = IdempotencyKey
+
+	} else {
+		err := fmt.Errorf("Header parameter Idempotency-Key is required, but not found")
+		siw.ErrorHandlerFunc(w, r, &RequiredHeaderError{ParamName: "Idempotency-Key", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RestoreDomain(w, r, uuid, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SaveDomain operation middleware
+func (siw *ServerInterfaceWrapper) SaveDomain(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "uuid" -------------
+	var uuid UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "uuid", r.PathValue("uuid"), &uuid, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "uuid", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SaveDomain(w, r, uuid)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3769,6 +4252,8 @@ func HandlerWithOptions(si ServerInterface, options StdHTTPServerOptions) http.H
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/domains/{uuid}/proof", wrapper.GetProof)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/domains/{uuid}/why", wrapper.WhyDomain)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/domains/{uuid}/start", wrapper.StartDomain)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/domains/{uuid}/save", wrapper.SaveDomain)
+	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/domains/{uuid}/restore", wrapper.RestoreDomain)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/domains/{uuid}/stop", wrapper.StopDomain)
 	m.HandleFunc(http.MethodPost+" "+options.BaseURL+"/v1/domains/{uuid}/challenge", wrapper.ChallengeDomain)
 	m.HandleFunc(http.MethodGet+" "+options.BaseURL+"/v1/status", wrapper.GetStatus)

@@ -58,6 +58,8 @@ func (nothing) Named(context.Context, string) (domain.UUID, error)        { retu
 func (nothing) Define(context.Context, []byte) error                      { return errNothing }
 func (nothing) Undefine(context.Context, domain.UUID) error               { return errNothing }
 func (nothing) CreatePaused(context.Context, []byte) error                { return errNothing }
+func (nothing) Save(context.Context, domain.UUID, string) error           { return errNothing }
+func (nothing) RestorePaused(context.Context, string, []byte) error       { return errNothing }
 func (nothing) Resume(context.Context, domain.UUID) error                 { return errNothing }
 func (nothing) Destroy(context.Context, domain.UUID) error                { return errNothing }
 func (nothing) Runs(context.Context, domain.UUID) (bool, error)           { return false, nil }

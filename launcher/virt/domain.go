@@ -135,6 +135,18 @@ func (v *Virt) CreatePaused(ctx context.Context, xml []byte) error {
 	})
 }
 
+// Save writes a running domain's memory to a file and ends it. libvirt makes the file, readable by its owner alone.
+func (v *Virt) Save(ctx context.Context, uuid, path string) error {
+	return v.on(ctx, "save", uuid, func(d *libvirt.Domain) error { return d.SaveFlags(path, "", 0) })
+}
+
+// RestorePaused starts a domain from a save image with its CPUs stopped, as xml says instead of the image's own.
+func (v *Virt) RestorePaused(ctx context.Context, path string, xml []byte) error {
+	return v.call(ctx, "restore", "", func(c *libvirt.Connect) error {
+		return c.DomainRestoreFlags(path, string(xml), libvirt.DOMAIN_SAVE_PAUSED)
+	})
+}
+
 // Resume lets a paused guest run.
 func (v *Virt) Resume(ctx context.Context, uuid string) error {
 	return v.on(ctx, "resume", uuid, (*libvirt.Domain).Resume)

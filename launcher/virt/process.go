@@ -141,6 +141,20 @@ func readProcess(proc string, pid int) (*Process, error) {
 	return p, nil
 }
 
+// Loads is the option by which QEMU takes the guest's memory from elsewhere instead of booting it, without its value: an incoming migration, which is how
+// libvirt restores too, or a snapshot in a disk. Empty: it boots. QEMU takes each option with one dash or two.
+func (p *Process) Loads() string {
+	for _, a := range p.Args {
+		switch a {
+		case "-incoming", "--incoming":
+			return "-incoming"
+		case "-loadvm", "--loadvm":
+			return "-loadvm"
+		}
+	}
+	return ""
+}
+
 // startTime reads field 22 of /proc/PID/stat; the name in field 2 may hold spaces and parentheses.
 func startTime(dir string) (uint64, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "stat"))

@@ -99,3 +99,15 @@ func TestPathsIn(t *testing.T) {
 		}
 	}
 }
+
+// TestLoads: whether QEMU takes the guest's memory from elsewhere.
+func TestLoads(t *testing.T) {
+	for args, want := range map[string]string{
+		"qemu -uuid x": "", "qemu -incoming fd:23": "-incoming", "qemu --incoming defer -S": "-incoming", "qemu -loadvm one": "-loadvm", "qemu --loadvm one": "-loadvm",
+		"qemu -name guest=-incoming": "",
+	} {
+		if got := (&Process{Args: strings.Fields(args)}).Loads(); got != want {
+			t.Errorf("%q: %q, want %q", args, got, want)
+		}
+	}
+}

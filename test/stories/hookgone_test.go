@@ -15,7 +15,7 @@ func TestAttack(t *testing.T) {
 	if testing.Short() {
 		t.Skip("stories need the lab: make test")
 	}
-	for id, dir := range map[string]string{"L-HOOKGONE": "testdata/hookgone"} {
+	for id, dir := range map[string]string{"L-HOOKGONE": "testdata/hookgone", "L-RESTORE": "testdata/restore", "L-FILTER": "testdata/filter"} {
 		t.Run(id, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 			defer cancel()

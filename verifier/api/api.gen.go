@@ -82,8 +82,11 @@ type ChainEvent struct {
 
 	// Event open, arrived, aborted, saved, closed or broken
 	Event string `json:"event"`
-	Link  Digest `json:"link"`
-	Token Digest `json:"token"`
+
+	// Image saved only: of the save image
+	Image *Digest `json:"image,omitempty"`
+	Link  Digest  `json:"link"`
+	Token Digest  `json:"token"`
 }
 
 // ChainRecord defines model for ChainRecord.

@@ -229,7 +229,7 @@ func (s *server) CreateChainEvent(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
-	if _, err := s.v.ChainEvent(r.Context(), callerOf(r).spki, verifier.Event{Token: req.Token, Link: req.Link, Event: req.Event, Attempt: req.Attempt, Detail: req.Detail}); err != nil {
+	if _, err := s.v.ChainEvent(r.Context(), callerOf(r).spki, verifier.Event{Token: req.Token, Link: req.Link, Event: req.Event, Attempt: req.Attempt, Detail: req.Detail, Image: req.Image}); err != nil {
 		s.refuse(w, r, err)
 		return
 	}
