@@ -24,6 +24,7 @@ import (
 const (
 	prepareWithin = 2500 * time.Millisecond // the hook gives up after 3 s
 	claimInHook   = 300 * time.Millisecond  // whoever only notes something has let go by then
+	lookEvery     = 2 * time.Second         // whether libvirt still has the start, should nothing be heard
 	startWithin   = time.Minute             // from the permit until QEMU runs; libvirt itself waits 30 s for its monitor
 )
 
@@ -34,10 +35,9 @@ type pending struct {
 	quoted   <-chan quoteOut
 	free     func()
 	started  chan struct{}  // closed when libvirt says that QEMU runs
-	ended    chan struct{}  // closed when libvirt gave the start up, or we refused it
+	news     chan struct{}  // holds one token after libvirt let go of the domain, or we refused the start: what is true now counts
 	running  bool           // started is closed
-	over     bool           // ended is closed
-	why      *proof.Refusal // why it was ended, if we ended it; set before ended is closed
+	why      *proof.Refusal // why we refused it
 }
 
 // Prepare judges the start of a domain that carries no launch id of ours: nil permits it. It calls no libvirt, which holds the domain's lock until the hook
@@ -68,7 +68,7 @@ func (l *Launcher) Prepare(ctx context.Context, id domain.UUID, xml []byte) *pro
 	rand.Read(nonce[:])
 	a := &attempt{Launcher: l, w: unwatched{}, images: &held{}, config: config, unsealing: l.unseals.announce(), quoting: l.quotes.announce(),
 		req: Request{ID: "hook-" + hex.EncodeToString(nonce[:]), Token: token, Domain: domain.Emit(config, domain.Additions{}), Action: proof.ActionStart, Mode: proof.ModeHook}}
-	p := &pending{a: a, free: free, started: make(chan struct{}), ended: make(chan struct{})}
+	p := &pending{a: a, free: free, started: make(chan struct{}), news: make(chan struct{}, 1)}
 	_, refusal = a.guarded(ctx, func(ctx context.Context) (*Outcome, *proof.Refusal) { return nil, a.prepare(ctx, d, p) })
 	a.unsealing()
 	if refusal != nil {
@@ -282,10 +282,10 @@ func (l *Launcher) Started(ctx context.Context, id domain.UUID) *proof.Refusal {
 	return nil
 }
 
-// Ended hears that libvirt let go of a domain. A start that was permitted and did not come to run is undone.
+// Ended hears that libvirt let go of a domain. It may be an earlier start of it that is meant, told late by a busy host: await looks.
 func (l *Launcher) Ended(id domain.UUID) {
 	if p := l.starting(id); p != nil {
-		l.end(p)
+		p.ring()
 	}
 }
 
@@ -295,22 +295,18 @@ func (l *Launcher) starting(id domain.UUID) *pending {
 	return l.pending[id]
 }
 
-// refuse ends a start for a reason that is kept.
+// refuse ends a start that was permitted at prepare.
 func (l *Launcher) refuse(p *pending, why *proof.Refusal) {
 	l.mu.Lock()
-	if !p.over {
-		p.why = why
-	}
+	p.why = why
 	l.mu.Unlock()
-	l.end(p)
+	p.ring()
 }
 
-func (l *Launcher) end(p *pending) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !p.over {
-		p.over = true
-		close(p.ended)
+func (p *pending) ring() {
+	select {
+	case p.news <- struct{}{}:
+	default:
 	}
 }
 
@@ -321,18 +317,7 @@ func (l *Launcher) Wait() { l.begun.Wait() }
 func (p *pending) await() {
 	a := p.a
 	defer p.leave()
-	late := time.NewTimer(startWithin)
-	defer late.Stop()
-	var refusal *proof.Refusal
-	select {
-	case <-p.started:
-	case <-p.ended:
-		if refusal = p.why; refusal == nil && !a.came(p) {
-			refusal = proof.Refuse(proof.Internal, "libvirt gave up the start of the domain", proof.Fact{Name: "step", Value: StepCreate})
-		}
-	case <-late.C:
-		// libvirt said neither. What is true now counts: conclude finds no domain, or one that runs.
-	}
+	refusal := p.outcome()
 	ctx, cancel := context.WithTimeout(context.Background(), a.Cleanup)
 	defer cancel()
 	if refusal == nil {
@@ -344,11 +329,39 @@ func (p *pending) await() {
 	}
 }
 
-// came says that QEMU did run: if both are heard at once, what is true now counts.
-func (a *attempt) came(p *pending) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return p.running
+// outcome waits until QEMU runs (nil), or the start is refused or given up. That libvirt let go of the domain is only a reason to look: an earlier start
+// may be meant. libvirt answers a look when it is through with the hook.
+func (p *pending) outcome() *proof.Refusal {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-p.started:
+			return nil
+		case <-p.news:
+		case <-look.C:
+		case <-ctx.Done():
+			return nil // libvirt said neither: conclude finds no domain, or one that runs
+		}
+		if runs, why := p.standing(); why != nil || runs {
+			return why
+		}
+		live, err := p.a.Virt.Live(ctx, p.a.config.UUID)
+		if err != nil {
+			return Refusal(StepCreate, err)
+		}
+		if runs, _ := p.standing(); live == nil && !runs {
+			return proof.Refuse(proof.Internal, "libvirt gave up the start of the domain", proof.Fact{Name: "step", Value: StepCreate})
+		}
+	}
+}
+
+func (p *pending) standing() (runs bool, why *proof.Refusal) {
+	p.a.mu.Lock()
+	defer p.a.mu.Unlock()
+	return p.running, p.why
 }
 
 // leave forgets what the start held.

@@ -195,7 +195,7 @@ func (r *raced) begin(again bool) (granted []byte, refusal *proof.Refusal) {
 	r.mu.Lock()
 	r.live[guestUUID], r.paused[guestUUID] = runs, false
 	r.mu.Unlock()
-	if refusal = r.l.Started(id); refusal != nil {
+	if refusal = r.l.Started(context.Background(), id); refusal != nil {
 		// libvirt ends a guest whose 'started' is vetoed.
 		r.mu.Lock()
 		delete(r.live, guestUUID)

@@ -133,11 +133,7 @@ func (r *race) pair(ctx context.Context, t *testing.T, forms ...string) bool {
 	_, line, ok := strings.Cut(err.Error(), "troth: refused: ")
 	code, _, _ := strings.Cut(line, "\n")
 	if !ok {
-		// The guest was ended before it ran. Nothing unjudged runs by that, so it is no breach; it is told, since an honest start was lost.
-		if !strings.Contains(err.Error(), "process exited while connecting to monitor") {
-			t.Fatalf("the start failed, and not by the hook: %v", err)
-		}
-		code = "ended while it came up"
+		t.Fatalf("the start failed, and not by the hook: %v", err)
 	}
 	r.ends[code]++
 	out, err := r.redefine.do("domstate " + r.name)
