@@ -38,7 +38,7 @@ type row struct {
 func (r *row) end(outcome, by string) { r.outcome, r.by = outcome, by }
 
 // said are the words of those who refuse.
-var said = regexp.MustCompile(`troth: refused: [a-z-]+|access denied|denied access|Secret not found|this function is not supported by the connection driver: [^\n]*`)
+var said = regexp.MustCompile(`troth: refused: [a-z-]+|access denied|denied access|Secret not found|unable to stat: /run/troth/guest/|this function is not supported by the connection driver: [^\n]*`)
 
 func (s *stage) log(process string) string {
 	b, err := os.ReadFile(s.host.Log(process))
@@ -101,7 +101,7 @@ func (s *stage) refused(ctx context.Context, r *row, words string) {
 		r.end("blocked", "hook: "+words[len("troth: refused: "):])
 	case strings.Contains(words, "denied"):
 		r.end("blocked", "polkit: "+words)
-	case words == "Secret not found":
+	case words == "Secret not found", strings.HasPrefix(words, "unable to stat"): // the disk's key, or the guest's own secret
 		r.end("keyless", "libvirt: "+words)
 	default:
 		r.end("blocked", "libvirt: "+words)
@@ -139,8 +139,17 @@ func (s *stage) undo(ctx context.Context, r *row) {
 	if r.way_.Undo == "" {
 		return
 	}
-	if out, err := s.host.Exec(ctx, "sh", "-c", s.script(r.way_.Undo, r.own, r.n, r.target)); err != nil && r.bad == "" {
-		r.bad = "cannot be undone: " + out + err.Error()
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) { // libvirt may still be at the end of a guest whose process is gone
+		out, err := s.host.Exec(ctx, "sh", "-c", s.script(r.way_.Undo, r.own, r.n, r.target))
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			if r.bad == "" {
+				r.bad = "cannot be undone: " + out + err.Error()
+			}
+			return
+		}
 	}
 }
 
@@ -163,7 +172,7 @@ func (s *stage) gone(ctx context.Context, rows []*row, since time.Time) {
 				case len(left) == 0:
 					r.end("destroyed", s.foundBy(r))
 					if r.by == "" {
-						r.by = "hostd"
+						r.bad = "it ended, and hostd does not say that it found it"
 					}
 					if r.took > limit {
 						r.bad = fmt.Sprintf("it ran for %v", r.took)

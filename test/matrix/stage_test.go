@@ -133,6 +133,10 @@ exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /tmp/second/pid'`,
 			cmd.Wait()         //nolint:errcheck // it was killed
 		})
 	}
+	device := "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/tmp/extra.img'/><target dev='vdy' bus='virtio'/></disk>"
+	if err := os.WriteFile(s.host.Path("/tmp/device.xml"), []byte(device), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, ready := range []string{"test -S /run/troth-reaper/socket && chown troth /run/troth-reaper/socket", second + "version", session + "version"} {
 		s.until(ctx, t, ready)
 	}
