@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,6 +57,7 @@ func TestMatrix(t *testing.T) {
 func (s *stage) in(ctx context.Context, t *testing.T, st state, i int, ways []Way) []*row {
 	s.enter(ctx, t, st)
 	var rows []*row
+	var watched sync.WaitGroup
 	for n := range ways {
 		w := &ways[n]
 		r := s.row(st, i, n, w, s.armed[n])
@@ -66,6 +68,9 @@ func (s *stage) in(ctx context.Context, t *testing.T, st state, i int, ways []Wa
 		s.try(ctx, r)
 		rows = append(rows, r)
 		t.Logf("%s: %s %s %s", r.way, r.outcome, r.by, r.bad)
+		if st.hostd && r.outcome == "" && r.bad == "" {
+			watched.Go(func() { s.gone(ctx, []*row{r}, time.Time{}) }) // from now, while the next ways are tried
+		}
 		if !st.hostd && r.outcome == "" && r.bad == "" {
 			// It holds still from here on, so that the next ways are not tried on a machine that boots twenty guests.
 			s.host.Exec(ctx, "sh", "-c", "virsh -q suspend "+r.own+" || virsh -q suspend "+r.target.name) //nolint:errcheck // what is not libvirt's holds still
@@ -92,7 +97,10 @@ func (s *stage) in(ctx context.Context, t *testing.T, st state, i int, ways []Wa
 			t.Fatal(err)
 		}
 	}
-	s.gone(ctx, rows, since)
+	watched.Wait()
+	if !st.hostd {
+		s.gone(ctx, rows, since)
+	}
 	s.keyless(ctx, t)
 	s.unharmed(ctx, t)
 	for _, r := range rows {

@@ -26,7 +26,7 @@ const (
 	// strip takes the mark out of a definition.
 	strip = "sed '/<metadata>/,/<.metadata>/d' "
 	// other gives a definition the way's own name and UUID.
-	other = "sed 's#<name>.*</name>#<name>@OWN@</name>#; s#@UUID@#@OWNUUID@#' "
+	other = "sed 's#<name>.*</name>#<name>@OWN@</name>#; s#@UUID@#@OWNUUID@#; s#@NAME@-console.log#@OWN@-console.log#' "
 	// emulator is QEMU by hand, which holds still.
 	emulator = "qemu-system-x86_64 -S -nodefaults -display none -machine q35,accel=tcg -m 64 -name @OWN@ "
 	// back runs the rest in the background.
