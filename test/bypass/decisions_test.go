@@ -141,6 +141,18 @@ func TestDecisions(t *testing.T) {
 			want[question{lab.Hostd, "connect", "write", ""}] = false
 			want[question{lab.Hostd, "connect", "getattr", ""}] = true
 			want[question{lab.Operator, "connect", "write", ""}] = true
+			// Keys of sealed disks are hostd's, whatever the registry says.
+			want[question{lab.Hostd, "connect", "search-secrets", ""}] = true
+			for detail, key := range map[string]bool{"--detail secret_usage_volume troth/a/vda": true, "--detail secret_usage_volume /srv/a.luks": false} {
+				for _, p := range []string{"write", "save", "delete"} {
+					want[question{lab.Hostd, "secret", p, detail}] = key
+					want[question{lab.Operator, "secret", p, detail}] = !key
+				}
+				want[question{lab.Hostd, "secret", "read-secure", detail}] = key
+				want[question{lab.Operator, "secret", "read-secure", detail}] = !key
+			}
+			want[question{lab.Hostd, "secret", "delete", "--detail secret_uuid 10000000-0000-8000-8000-000000000001"}] = true
+			want[question{lab.Hostd, "secret", "delete", "--detail secret_uuid 10000000-0000-4000-8000-000000000001"}] = false
 			var list []question
 			for q := range want {
 				list = append(list, q)
