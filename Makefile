@@ -57,19 +57,15 @@ test: build lab ## every test, on real swtpm, libvirtd and QEMU (root)
 	$(GO) test -timeout 10m -p 1 ./...
 
 test-crash: build lab ## kill hostd and libvirtd for real at every step, and crash 10,000 simulated points (root, 5 minutes)
-	$(GO) test -timeout 5m -count=1 -run 'TestAttack/R-POWER|TestCheckSees' ./launcher
+	TROTH_CRASH=all $(GO) test -timeout 10m -count=1 -v -run 'TestAttack/R-POWER|TestCheckSees' ./launcher | grep -v '^=== '
 	$(GO) test -timeout 5m -count=1 ./hostd/journal ./hostd/audit
 	TROTH_KILLS=52 $(GO) test -timeout 5m -count=1 -v ./test/crash
 
-<<<<<<< HEAD
-soak: build lab ## test-crash with 300 kills, the demo killed 20 times, races at their full counts (root)
-=======
 test-bypass: build lab ## every way round the gate, with hook and hostd alive and gone; the table is in build/bypass.txt (root, 6 minutes)
 	TROTH_BYPASS=all $(GO) test -timeout 10m -count=1 -v -run TestMatrix ./test/matrix
 
-soak: build lab ## test-crash with 300 kills, and the demo killed 20 times (root)
->>>>>>> 9fcb5d33314b8d162811f2c7450d042571fad93f
-	$(GO) test -timeout 10m -count=1 -run 'TestAttack/R-POWER|TestCheckSees' ./launcher
+soak: build lab ## test-crash with 300 kills, the demo killed 20 times, races at their full counts (root)
+	TROTH_CRASH=all $(GO) test -timeout 20m -count=1 -v -run 'TestAttack/R-POWER|TestCheckSees' ./launcher
 	TROTH_SOAK=1 $(GO) test -timeout 60m -count=1 -v ./test/crash
 	TROTH_SOAK=1 $(GO) test -timeout 30m -count=1 -v -run TestDemoKilled ./test/demo
 	TROTH_SOAK=1 $(GO) test -timeout 30m -count=1 -v -run TestAttack/L-TOCTOU-XML/race ./launcher
