@@ -21,8 +21,9 @@ const (
 	watchEvery = time.Second
 	watchAtMax = 5 * time.Second // where many guests make a look dear
 	scanEvery  = 5 * time.Second
-	scanApart  = time.Second // of a storm of events
-	share      = 20          // a look takes at most the 20th part of one processor's time
+	scanApart  = time.Second     // of a storm of events
+	patience   = 2 * time.Second // with libvirt, which answers nobody about a domain that it is just killing (up to 15 s) or whose hook runs
+	share      = 20              // a look takes at most the 20th part of one processor's time
 )
 
 // reconcile compares libvirt and the machine's processes with the book, at start, after every event, and every second. It ends launches that a crash or
@@ -65,8 +66,12 @@ func (d *Daemon) look(ctx context.Context, scan bool) {
 		if err := d.Launcher.Recover(ctx); err != nil {
 			d.Log.Warn("cannot end a launch that was cut short, it will be tried again", "error", err.Error())
 		}
-		running, err = d.Virt.Running(ctx)
-		d.Status.LibvirtSeen(version, err)
+		list, cancel := context.WithTimeout(ctx, patience)
+		running, err = d.Virt.Running(list)
+		if list.Err() == nil {
+			d.Status.LibvirtSeen(version, err)
+		}
+		cancel()
 	}
 	if err == nil {
 		d.sweepKeys(ctx)
@@ -104,7 +109,10 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 				d.Log.Warn("cannot close the link of a guest that is gone", "uuid", known.UUID, "error", err.Error())
 			}
 		case known.Live() != nil:
-			if err := d.Launcher.Watch(ctx, known.UUID); err != nil {
+			look, cancel := context.WithTimeout(ctx, patience)
+			err := d.Launcher.Watch(look, known.UUID)
+			cancel()
+			if err != nil {
 				d.Log.Warn("cannot compare a guest with its grant, it will be tried again", "uuid", known.UUID, "error", err.Error())
 			}
 		case (known.State == launcher.StateRefused || known.State == launcher.StateStopped || known.State == launcher.StateSaved) && runs[known.UUID]:

@@ -63,16 +63,23 @@ func (s *Strays) Scan(ctx context.Context, running []domain.UUID) {
 	s.found, s.doubts = found, doubts
 }
 
-// domains deals with strays in our libvirt and returns them.
+// domains deals with strays in our libvirt and returns them. A libvirt that does not answer in time about one is not asked about the next: it
+// handles only a few calls of a client at once, and what it does not end is ended as a process.
 func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry ask.Registry, found, doubts map[string]string) map[domain.UUID]bool {
 	ours := map[domain.UUID]bool{}
 	for _, id := range running {
 		if s.Grants.Granted(id) {
 			continue
 		}
-		xml, err := s.Live(ctx, id)
+		look, cancel := context.WithTimeout(ctx, patience)
+		xml, err := s.Live(look, id)
+		late := look.Err() != nil
+		cancel()
 		if err != nil {
 			doubts["domain "+id.String()] = err.Error()
+			if late {
+				return ours
+			}
 			continue
 		}
 		if xml == nil {
@@ -91,11 +98,17 @@ func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry as
 		}
 		ours[id] = true
 		key := "domain " + id.String()
-		done, err := s.Grants.EndStray(ctx, id, s.Policy)
+		end, cancel := context.WithTimeout(ctx, patience)
+		done, err := s.Grants.EndStray(end, id, s.Policy)
+		late = end.Err() != nil
+		cancel()
 		if err == nil && !done {
 			continue
 		}
 		s.tell(key, id.String(), because(why), id.String(), err, found)
+		if late {
+			return ours
+		}
 	}
 	return ours
 }

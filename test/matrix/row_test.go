@@ -170,6 +170,9 @@ func (s *stage) gone(ctx context.Context, rows []*row, since time.Time) {
 				r.took = time.Since(from)
 				switch {
 				case len(left) == 0:
+					// hostd says so when libvirt has come back to it.
+					for said := time.Now().Add(2 * time.Second); !s.found(r) && time.Now().Before(said); time.Sleep(20 * time.Millisecond) {
+					}
 					r.end("destroyed", s.foundBy(r))
 					if r.by == "" {
 						r.bad = "it ended, and hostd does not say that it found it"

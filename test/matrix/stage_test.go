@@ -113,7 +113,7 @@ func (s *stage) services(ctx context.Context, t *testing.T) {
 mount --bind /run/libvirt /tmp/main
 for d in /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do mount -t tmpfs none $d; done
 mkdir -p /var/log/libvirt/qemu
-printf "security_driver=\"none\"\ncgroup_controllers=[]\nnamespaces=[]\nstdio_handler=\"file\"\nuser=\"root\"\ngroup=\"root\"\n" > /etc/libvirt/qemu.conf
+printf "security_driver=\"none\"\ncgroup_controllers=[]\nnamespaces=[]\nstdio_handler=\"file\"\nuser=\"root\"\ngroup=\"root\"\ndynamic_ownership=0\n" > /etc/libvirt/qemu.conf
 printf "host_uuid=\"10000000-0000-4000-8000-00000000ffff\"\nunix_sock_dir=\"/tmp/second\"\nauth_unix_rw=\"none\"\n" > /etc/libvirt/libvirtd.conf
 exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /tmp/second/pid'`,
 		"mkdir -p /tmp/session && chown stranger /tmp/session && exec setpriv --reuid stranger --regid stranger --clear-groups env HOME=/tmp/session XDG_RUNTIME_DIR=/tmp/session libvirtd",
