@@ -20,7 +20,7 @@ var states = []state{
 	{"hook alive, hostd up", true, true},
 }
 
-// TestMatrix tries every way in every state with TROTH_BYPASS=all (make test-bypass); else in the worst state alone.
+// TestMatrix tries every way in every state (make test-bypass). TROTH_BYPASS_ONLY=word picks ways by their names.
 func TestMatrix(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs the lab: make test-bypass")
