@@ -118,21 +118,28 @@ func TestHookReady(t *testing.T) {
 type starts struct{ asked []string }
 
 func (s *starts) Prepare(context.Context, domain.UUID, []byte) *proof.Refusal {
-	return s.note("prepare")
+	s.note("prepare")
+	return nil
 }
-func (s *starts) Proceed(domain.UUID, []byte) *proof.Refusal          { return s.note("start") }
-func (s *starts) Started(context.Context, domain.UUID) *proof.Refusal { return s.note("started") }
-func (s *starts) Ended(domain.UUID)                                   { s.note("ended") }
+
+func (s *starts) Proceed(domain.UUID, []byte) *proof.Refusal {
+	s.note("start")
+	return nil
+}
+
+func (s *starts) Started(context.Context, domain.UUID) *proof.Refusal {
+	s.note("started")
+	return nil
+}
+
+func (s *starts) Ended(domain.UUID) { s.note("ended") }
 
 func (s *starts) Elsewhere(_ domain.UUID, op string) *proof.Refusal {
 	s.note("elsewhere " + op)
 	return proof.Refuse(proof.GrantMissing, "from elsewhere")
 }
 
-func (s *starts) note(what string) *proof.Refusal {
-	s.asked = append(s.asked, what)
-	return nil
-}
+func (s *starts) note(what string) { s.asked = append(s.asked, what) }
 
 // TestElsewhere: restore and migrate are no starts, whatever they carry; what ends them says why.
 func TestElsewhere(t *testing.T) {

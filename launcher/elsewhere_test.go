@@ -68,7 +68,9 @@ func TestElsewhere(t *testing.T) {
 	if d := l.Book.Domain(guestUUID); d.State != StateProved {
 		t.Fatalf("the honest start: %s, %v", d.State, d.Refusal)
 	}
-	l.Elsewhere(mustUUID(guestUUID), "restore")
+	if l.Elsewhere(mustUUID(guestUUID), "restore") == nil {
+		t.Error("memory from elsewhere was permitted")
+	}
 	l.Wait()
 	if d := l.Book.Domain(guestUUID); d.State != StateProved || d.Refusal != nil {
 		t.Errorf("a guest that runs was touched: %s, %v", d.State, d.Refusal)

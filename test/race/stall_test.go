@@ -20,7 +20,6 @@ type crowd struct {
 	trusted   []*client
 	untrusted *client
 	file      string
-	begun     time.Time
 	refused   chan time.Duration
 }
 
