@@ -87,13 +87,13 @@ func (s *session) start() (err error) {
 	return err
 }
 
-// restart follows after a libvirtd that died.
+// restart follows after a libvirtd that died, or that did not come back in time: it may be asking for all memory that there is.
 func (s *session) restart() error {
 	if err := s.virt.Close(); err != nil {
 		return err
 	}
 	if err := s.daemon.Stop(); err == nil {
-		return errors.New("libvirtd is lost, and did not die")
+		s.t.Log("libvirtd had not died: it did not answer in time")
 	}
 	return s.start()
 }
