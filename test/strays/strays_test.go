@@ -225,7 +225,7 @@ func private(script string) string {
 	return "unshare -m sh -c '" + `set -e
 for d in /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do mkdir -p $d; mount -t tmpfs none $d; done
 mkdir -p /var/log/libvirt/qemu
-printf "security_driver=\"none\"\ncgroup_controllers=[]\nnamespaces=[]\nstdio_handler=\"file\"\nuser=\"root\"\ngroup=\"root\"\n" > /etc/libvirt/qemu.conf
+printf "security_driver=\"none\"\ncgroup_controllers=[]\nnamespaces=[]\nstdio_handler=\"file\"\nuser=\"root\"\ngroup=\"root\"\ndynamic_ownership=0\n" > /etc/libvirt/qemu.conf
 ` + script + "'"
 }
 
