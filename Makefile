@@ -13,7 +13,7 @@ PURE := ./cmd/troth ./cmd/troth-hook ./cmd/troth-registered ./cmd/troth-verifier
 # The rooms whose tests need nothing but Go; the lab, stories and real parts run under `make test`.
 FUZZTIME ?= 20s
 
-.PHONY: help deps demo test test-crash test-bypass check build fmt vet lint rules short bench fuzz golden mutate soak generate clean
+.PHONY: help deps demo test test-crash test-bypass test-differential check build fmt vet lint rules short bench fuzz golden mutate soak generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ test-crash: build lab ## kill hostd and libvirtd for real at every step, and cra
 	TROTH_CRASH=all $(GO) test -timeout 10m -count=1 -v -run 'TestAttack/R-POWER|TestCheckSees' ./launcher | grep -v '^=== '
 	$(GO) test -timeout 5m -count=1 ./hostd/journal ./hostd/audit
 	TROTH_KILLS=52 $(GO) test -timeout 5m -count=1 -v ./test/crash
+
+test-differential: deps ## our reading of 20,000 domains against libvirt's (root, 2 minutes); make test takes a sample
+	$(GO) test -timeout 10m -count=1 -v -run TestDifferential ./test/differential -args -documents 20000
 
 test-bypass: build lab ## every way round the gate, with hook and hostd alive and gone; the table is in build/bypass.txt (root, 6 minutes)
 	$(GO) test -timeout 10m -count=1 -v -run TestMatrix ./test/matrix
