@@ -30,9 +30,10 @@ func (a *app) tokenDiskKey() *cobra.Command {
 		Long: `Derive the passphrase of one sealed disk from the secret that the token will have, and write it to a
 file of yours, without a newline. Make the volume with it (LUKS1), then the token with the same
 --secret-file: a host that is proven hands the passphrase to QEMU for the moment in which it opens
-the volume, and to nobody else. Each target has a passphrase of its own.`,
+the volume, and to nobody else. Each target has a passphrase of its own. SHA-512 is for qemu-img: its
+measure of how fast SHA-256 is fails on some processors ("Unable to get accurate CPU usage").`,
 		Example: `  troth token disk-key --secret-file guest.secret --disk vdb --out vdb.pass
-  qemu-img create --object secret,id=k,file=vdb.pass -f luks -o key-secret=k data.luks 10G
+  qemu-img create --object secret,id=k,file=vdb.pass -f luks -o key-secret=k,hash-alg=sha512 data.luks 10G
   troth token new --trust trust.json --profile gold@5f3a… --kernel vmlinuz --initrd initrd.img --cmdline quiet \
       --interactive no --secret-file guest.secret --disk vdb=sealed:data.luks --key-out nonce.key --token-out token`,
 		Args: cobra.NoArgs,

@@ -16,7 +16,7 @@ import (
 func TestLUKS(t *testing.T) {
 	dir := temp(t)
 	pass, p := file(t, dir, "pass", []byte("a passphrase")), filepath.Join(dir, "data.luks")
-	out, err := exec.Command("qemu-img", "create", "-q", "--object", "secret,id=k,file="+pass, "-f", "luks", "-o", "key-secret=k,iter-time=10", p, "1M").CombinedOutput()
+	out, err := exec.Command("qemu-img", "create", "-q", "--object", "secret,id=k,file="+pass, "-f", "luks", "-o", "key-secret=k,hash-alg=sha512,iter-time=10", p, "1M").CombinedOutput()
 	if err != nil {
 		t.Fatalf("cannot make a volume with qemu-img: %v: %s", err, out)
 	}

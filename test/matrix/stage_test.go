@@ -174,7 +174,7 @@ func (s *stage) luks(ctx context.Context, t *testing.T) target {
 	}
 	s.do(ctx, t, s.tenant, nil, "token", "disk-key", "--secret-file", "guest.secret", "--disk", "vda", "--out", "vda.pass")
 	pass, volume := s.tenant.Path("vda.pass"), s.host.Path(g.disk)
-	if out, err := s.lab.Command(ctx, "qemu-img", "create", "-q", "--object", "secret,id=k,file="+pass, "-f", "luks", "-o", "key-secret=k,iter-time=10", volume, "4M").CombinedOutput(); err != nil {
+	if out, err := s.lab.Command(ctx, "qemu-img", "create", "-q", "--object", "secret,id=k,file="+pass, "-f", "luks", "-o", "key-secret=k,hash-alg=sha512,iter-time=10", volume, "4M").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	extra := "<disk type='file'><driver type='raw'/><source file='" + g.disk + "'><encryption format='luks'/></source><target dev='vda'/></disk>\n"
