@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"troth/hooks"
+	"troth/hooks/answer"
 	"troth/hooks/ask"
 )
 
@@ -112,7 +113,7 @@ func refusedAndUnharmed(t *testing.T) {
 // attackStall: many trusted starts while hostd hangs. At most eight wait, the others are refused at once.
 func attackStall(t *testing.T) {
 	h := newHost(t)
-	l, err := ask.Listen(hooks.SocketPath, 0o600) // and never Accept
+	l, err := answer.Listen(hooks.SocketPath, 0o600) // and never Accept
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,8 +133,8 @@ func attackStall(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := waited.Load(); n > ask.MaxWaiting {
-		t.Errorf("%d hooks waited, want at most %d", n, ask.MaxWaiting)
+	if n := waited.Load(); n > answer.MaxWaiting {
+		t.Errorf("%d hooks waited, want at most %d", n, answer.MaxWaiting)
 	}
 	o := run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-")
 	o.wantRefused(t, "hostd-unreachable")
@@ -196,7 +197,7 @@ func attackOps(t *testing.T) {
 		}
 		defer r.Close()
 		defer w.Close()
-		runEnv(t, nil, r, "guest", "prepare", "begin", "-").wantRefused(t, "request-invalid")
+		runEnv(t, nil, r, "guest", "prepare", "begin", "-").wantRefused(t, "internal")
 	})
 }
 

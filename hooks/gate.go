@@ -35,10 +35,8 @@ const (
 
 // Bounds of one run.
 const (
-	maxXML     = 8 << 20                // libvirt's own limit on a domain's XML over its API is 4 MiB of string
-	readWithin = 2 * time.Second        // libvirt writes from memory; whoever dribbles is not libvirt
-	statWithin = 500 * time.Millisecond // for all image paths together: one may be on a dead server
-	endWithin  = ask.InAll - 75*time.Millisecond
+	maxXML    = 8 << 20 // libvirt's own limit on a domain's XML over its API is 4 MiB of string
+	endWithin = ask.InAll - 75*time.Millisecond
 )
 
 // Gate is one hook with its two paths.
@@ -53,7 +51,7 @@ func Main() int {
 	if err := limit(); err != nil {
 		return refuse(os.Stderr, ask.Internal)
 	}
-	// Whatever takes too long ends here: a huge document, a file system that hangs.
+	// Whatever takes too long ends here: a huge document, one that does not end, a file system that hangs.
 	time.AfterFunc(endWithin, func() { os.Exit(expire(os.Stderr, os.Args[1:])) })
 	return Gate{Registry: RegistryPath, Socket: SocketPath}.Run(os.Args[1:], os.Stdin, os.Stderr)
 }
@@ -91,7 +89,7 @@ func parseCall(argv []string) call {
 		c.sub = ask.ParseSubOp(argv[2])
 	}
 	c.known = len(argv) == 4 && c.op != ask.OpUnknown && c.sub == subOps[c.op]
-	c.told = c.op == ask.OpStopped || c.op == ask.OpRelease || c.op == ask.OpReconnect
+	c.told = c.op.Told()
 	return c
 }
 
@@ -176,45 +174,29 @@ func note(stderr io.Writer, status int, line string) int {
 	return status
 }
 
-var (
-	errTooLarge = errors.New("XML is too large")
-	errTooSlow  = errors.New("XML does not end")
-)
+var errTooLarge = errors.New("XML is too large")
 
-// read takes standard input, bounded in bytes and time. The goroutine that is left behind ends with the process.
+// read takes standard input, bounded in bytes; in time Main bounds it.
 func read(stdin io.Reader) ([]byte, error) {
-	type result struct {
-		b   []byte
-		err error
+	b, err := io.ReadAll(io.LimitReader(stdin, maxXML+1))
+	if err == nil && len(b) > maxXML {
+		return nil, errTooLarge
 	}
-	done := make(chan result, 1)
-	go func() {
-		b, err := io.ReadAll(io.LimitReader(stdin, maxXML+1))
-		done <- result{b, err}
-	}()
-	select {
-	case r := <-done:
-		if r.err == nil && len(r.b) > maxXML {
-			return nil, errTooLarge
-		}
-		return r.b, r.err
-	case <-time.After(readWithin):
-		return nil, errTooSlow
-	}
+	return b, err
 }
 
 // trust gives the reasons for which the domain counts as trusted; none is zero.
 func (g Gate) trust(s subject) ask.Flags {
 	said := Subject{UUID: s.uuid, Marked: s.marked}
-	r, err := ask.ReadRegistry(g.Registry)
+	r, err := ask.OpenRegistry(g.Registry)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return said.Why(ask.Registry{}) // not provisioned: only marks count
+		return said.Why(false, false) // not provisioned: only marks count
 	case err != nil:
-		return said.Why(ask.Registry{}) | ask.Damaged
+		return said.Why(false, false) | ask.Damaged
 	}
-	f := said.Why(r)
-	if touches(s, r.Volumes) {
+	f := said.Why(r.All(), r.Has(s.uuid))
+	if touches(s, r) {
 		f |= ask.OnVolume
 	}
 	return f

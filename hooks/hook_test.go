@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"troth/hooks"
+	"troth/hooks/answer"
 	"troth/hooks/ask"
 )
 
@@ -89,19 +90,19 @@ func (h *host) register(t testing.TB, r ask.Registry) {
 	}
 }
 
-// serve runs a hostd that answers so, until the test ends or stop is called.
-func (h *host) serve(t testing.TB, answer func(ask.Question) ask.Answer) (stop func()) {
+// serve runs a hostd that decides so, until the test ends or stop is called.
+func (h *host) serve(t testing.TB, decide func(ask.Question) ask.Answer) (stop func()) {
 	t.Helper()
-	l, err := ask.Listen(hooks.SocketPath, 0o600)
+	l, err := answer.Listen(hooks.SocketPath, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &ask.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question, _ []byte) ask.Answer {
+	s := &answer.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question, _ []byte) ask.Answer {
 		h.mu.Lock()
 		h.asked = append(h.asked, q)
 		h.mu.Unlock()
-		return answer(q)
+		return decide(q)
 	}}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
@@ -118,7 +119,7 @@ func (h *host) serve(t testing.TB, answer func(ask.Question) ask.Answer) (stop f
 // raw runs something that is no hostd on the socket.
 func raw(t testing.TB, behave func(net.Conn)) (stop func()) {
 	t.Helper()
-	l, err := ask.Listen(hooks.SocketPath, 0o600)
+	l, err := answer.Listen(hooks.SocketPath, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +321,7 @@ func TestImports(t *testing.T) {
 	}
 	for _, p := range strings.Fields(string(all)) {
 		switch p {
-		case "net/http", "encoding/json", "os/exec", "crypto/tls", "log", "log/slog", "flag", "plugin", "math/big":
+		case "net", "net/http", "encoding/json", "os/exec", "crypto/tls", "log", "log/slog", "flag", "plugin", "math/big":
 			t.Errorf("troth-hook imports %s", p)
 		}
 	}

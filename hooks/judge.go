@@ -18,19 +18,17 @@ func Read(xml []byte) (Subject, error) {
 	return Subject{UUID: s.uuid, Marked: s.marked}, nil
 }
 
-// Why gives the reasons for which the subject is trusted, but for volumes: what a running guest has open, its process tells.
-func (s Subject) Why(r ask.Registry) ask.Flags {
+// Why gives the reasons for which the subject is trusted, by what the registry says, but for volumes: what a running guest has open, its process tells.
+func (s Subject) Why(all, registered bool) ask.Flags {
 	var f ask.Flags
 	if s.Marked {
 		f |= ask.Marked
 	}
-	if r.All {
+	if all {
 		f |= ask.All
 	}
-	for _, u := range r.UUIDs {
-		if u == s.UUID {
-			f |= ask.Registered
-		}
+	if registered {
+		f |= ask.Registered
 	}
 	return f
 }

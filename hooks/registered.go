@@ -41,24 +41,24 @@ func (g Gate) Registered(argv []string, stdout io.Writer) int {
 	if len(argv) != 2 {
 		return unanswered
 	}
-	var is func(ask.Registry) bool
+	var is func(ask.Published) bool
 	switch argv[0] {
 	case "domain":
 		id, err := parseUUID(argv[1])
 		if err != nil {
 			return unanswered
 		}
-		is = func(r ask.Registry) bool { return r.All || r.Has(id) }
+		is = func(r ask.Published) bool { return r.All() || r.Has(id) }
 	case "volume":
 		if argv[1] == "" {
 			return unanswered
 		}
 		// 'all' says nothing about volumes: domains do not start without hostd, and hostd measures what they start from.
-		is = func(r ask.Registry) bool { return touches(volumeSubject(argv[1]), r.Volumes) }
+		is = func(r ask.Published) bool { return touches(volumeSubject(argv[1]), r) }
 	default:
 		return unanswered
 	}
-	r, err := ask.ReadRegistry(g.Registry)
+	r, err := ask.OpenRegistry(g.Registry)
 	says := saysUntrusted
 	if err != nil && !errors.Is(err, fs.ErrNotExist) || err == nil && is(r) {
 		says = saysRegistered

@@ -3,9 +3,9 @@ package hooks
 import (
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"troth/hooks/ask"
 )
@@ -14,55 +14,40 @@ import (
 // file, inside a value that holds paths among other things (a json: or nbd: source, a QEMU argument), or by the name
 // of a volume in a storage pool. A pool's volume is known here by its name alone, so one of the same file name
 // counts: hostd is asked once too often rather than once too seldom.
-func touches(s subject, volumes []ask.Volume) bool {
-	if len(volumes) == 0 {
+func touches(s subject, r ask.Published) bool {
+	if !r.HasVolumes() {
 		return false
 	}
-	named, bases := map[string]bool{}, map[string]bool{}
+	named := make([]string, 0, len(s.paths))
 	for _, p := range s.paths {
-		named[filepath.Clean(p)] = true
+		named = append(named, filepath.Clean(p))
+	}
+	slices.Sort(named)
+	named = slices.Compact(named)
+	if slices.ContainsFunc(named, r.HasPath) {
+		return true
 	}
 	for _, name := range s.volumes {
-		bases[path.Base(name)] = true
-	}
-	for _, v := range volumes {
-		if named[v.Path] || len(bases) > 0 && bases[path.Base(v.Path)] {
+		if r.HasBase(path.Base(name)) {
 			return true
 		}
-		for _, m := range s.mentions {
-			if holds(m, v.Path) {
+	}
+	if len(s.mentions) > 0 {
+		for v := range r.Paths {
+			if slices.ContainsFunc(s.mentions, func(m string) bool { return holds(m, v) }) {
 				return true
 			}
 		}
 	}
 	// Last, since it touches the disk: what do the paths lead to? A server that does not answer is no reason to
-	// let a domain pass.
-	found := make(chan bool, 1)
-	go func() { found <- leads(named, volumes) }()
-	select {
-	case is := <-found:
-		return is
-	case <-time.After(statWithin):
-		return true
-	}
+	// let a domain pass: Main ends the process, and libvirt could not start QEMU on such a path either.
+	return slices.ContainsFunc(named, func(p string) bool { return leads(p, r) })
 }
 
-// leads: one of the paths leads to the file of a volume.
-func leads(named map[string]bool, volumes []ask.Volume) bool {
-	type file struct{ dev, ino uint64 }
-	files := map[file]bool{}
-	for p := range named {
-		var st syscall.Stat_t
-		if syscall.Stat(p, &st) == nil {
-			files[file{st.Dev, st.Ino}] = true
-		}
-	}
-	for _, v := range volumes {
-		if files[file{v.Dev, v.Ino}] {
-			return true
-		}
-	}
-	return false
+// leads: the path leads to the file of a volume.
+func leads(p string, r ask.Published) bool {
+	var st syscall.Stat_t
+	return syscall.Stat(p, &st) == nil && r.HasFile(st.Dev, st.Ino)
 }
 
 // holds: name stands in m as a whole path, not as the beginning of a longer one.

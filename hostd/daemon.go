@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"troth/hooks/answer"
 	"troth/hooks/ask"
 	"troth/hostd/audit"
 	"troth/hostd/journal"
@@ -150,7 +151,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(d.Config.Hook.Socket), 0o755); err != nil {
 		return fmt.Errorf("cannot make the folder of the hook's socket: %w", err)
 	}
-	d.hooks, err = ask.Listen(d.Config.Hook.Socket, 0o660)
+	d.hooks, err = answer.Listen(d.Config.Hook.Socket, 0o660)
 	return err
 }
 

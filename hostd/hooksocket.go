@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"troth/hooks/answer"
 	"troth/hooks/ask"
 	"troth/launcher"
 	"troth/launcher/domain"
@@ -119,7 +120,7 @@ func (e *expected) Done() {
 func (h *HookSocket) Run(ctx context.Context, l net.Listener) error {
 	h.serving.Store(true)
 	defer h.serving.Store(false)
-	server := &ask.Server{Answer: h.answer, UIDs: h.UIDs, Report: func(err error) { h.Log.Warn("hook socket", "error", err.Error()) }}
+	server := &answer.Server{Answer: h.answer, UIDs: h.UIDs, Report: func(err error) { h.Log.Warn("hook socket", "error", err.Error()) }}
 	return server.Serve(ctx, l)
 }
 

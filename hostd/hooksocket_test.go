@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"troth/hooks/answer"
 	"troth/hooks/ask"
 	"troth/launcher/domain"
 	"troth/proof"
@@ -79,7 +80,7 @@ func TestHookReady(t *testing.T) {
 		t.Error("ready without a socket")
 	}
 	path := filepath.Join(t.TempDir(), "hook.sock")
-	l, err := ask.Listen(path, 0o600)
+	l, err := answer.Listen(path, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,7 @@ func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry as
 			subject = hooks.Subject{}
 		}
 		subject.UUID = id
-		why := subject.Why(registry)
+		why := subject.Why(registry.All, registry.Has(id))
 		if why == 0 {
 			continue
 		}

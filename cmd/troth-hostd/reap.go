@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"troth/hooks"
-	hook "troth/hooks/ask"
+	"troth/hooks/answer"
 	"troth/hostd/reaper"
 )
 
@@ -54,7 +54,7 @@ func reaperSocket(path string) (net.Listener, error) {
 		if !filepath.IsAbs(path) {
 			return nil, errors.New("the socket's path is not absolute")
 		}
-		return hook.Listen(path, 0o600)
+		return answer.Listen(path, 0o600)
 	}
 	all, err := activation.Listeners()
 	if err != nil {

@@ -64,6 +64,9 @@ const AnswerSize = 8
 
 const answerMagic = "TRA1"
 
+// Taken is the first byte of every answer.
+const Taken = 'T'
+
 // Answer is hostd's decision. The zero value permits nothing: it does not encode.
 type Answer struct {
 	Allow bool

@@ -135,6 +135,9 @@ func (o Op) Carries() bool {
 	return false
 }
 
+// Told says that the hook only tells hostd of this operation and vetoes nothing: it waits for no answer.
+func (o Op) Told() bool { return o == OpStopped || o == OpRelease || o == OpReconnect }
+
 // Encode gives the question's only encoding:
 // magic 4 ‖ op 1 ‖ subop 1 ‖ flags 1 ‖ zero 1 ‖ uuid 16 ‖ launch id 32 ‖ xml 32 ‖ size 4. All integers are big-endian.
 func (q Question) Encode() [QuestionSize]byte {

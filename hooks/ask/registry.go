@@ -6,14 +6,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 )
 
 // Bounds of the registry: what a hook may read on every start of every domain.
@@ -45,7 +43,14 @@ type Registry struct {
 // Has says whether the UUID is registered.
 func (r Registry) Has(uuid [16]byte) bool { return slices.Contains(r.UUIDs, uuid) }
 
-const registryHeader = "troth registry 1\n"
+// The words of the text: a header line, then lines that begin so, and last the checksum.
+const (
+	registryHeader = "troth registry 1\n"
+	allLine        = "all"
+	uuidWord       = "uuid "
+	volumeWord     = "volume "
+	sumWord        = "sha256 "
+)
 
 // Encode gives the registry's only encoding: a header line, then sorted lines
 // 'all', 'uuid HEX', 'volume DEV INO QUOTED-PATH', then 'sha256 HEX' over everything before.
@@ -56,10 +61,10 @@ func (r Registry) Encode() ([]byte, error) {
 	b := make([]byte, 0, 256+64*len(r.UUIDs)+128*len(r.Volumes))
 	b = append(b, registryHeader...)
 	if r.All {
-		b = append(b, "all\n"...)
+		b = append(b, allLine+"\n"...)
 	}
 	for _, u := range sorted(r.UUIDs, func(x, y [16]byte) int { return bytes.Compare(x[:], y[:]) }) {
-		b = append(b, "uuid "...)
+		b = append(b, uuidWord...)
 		b = hex.AppendEncode(b, u[:])
 		b = append(b, '\n')
 	}
@@ -67,13 +72,13 @@ func (r Registry) Encode() ([]byte, error) {
 		if !filepath.IsAbs(v.Path) || filepath.Clean(v.Path) != v.Path || len(v.Path) > maxPath {
 			return nil, fmt.Errorf("cannot encode registry: volume path %q is not absolute and clean", v.Path)
 		}
-		b = append(b, "volume "...)
+		b = append(b, volumeWord...)
 		b = append(strconv.AppendUint(b, v.Dev, 10), ' ')
 		b = append(strconv.AppendUint(b, v.Ino, 10), ' ')
 		b = append(strconv.AppendQuoteToASCII(b, v.Path), '\n')
 	}
 	sum := sha256.Sum256(b)
-	b = append(b, "sha256 "...)
+	b = append(b, sumWord...)
 	b = append(hex.AppendEncode(b, sum[:]), '\n')
 	if len(b) > MaxRegistry {
 		return nil, fmt.Errorf("cannot encode registry: more than %d bytes", MaxRegistry)
@@ -102,27 +107,12 @@ func compareVolumes(x, y Volume) int {
 	return slices.Compare([]uint64{x.Dev, x.Ino}, []uint64{y.Dev, y.Ino})
 }
 
-// ReadRegistry reads a published registry. fs.ErrNotExist: there is none. Everything else that goes wrong is
-// ErrDamaged, also a file that others than its owner can write.
+// ReadRegistry reads a published registry whole. fs.ErrNotExist: there is none. Everything else that goes wrong is
+// ErrDamaged, also a file that others than its owner can write. For look-ups alone there is OpenRegistry.
 func ReadRegistry(path string) (Registry, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Registry{}, fmt.Errorf("cannot find registry: %w", err)
-	}
+	b, err := load(path)
 	if err != nil {
-		return Registry{}, fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return Registry{}, fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	if !st.Mode().IsRegular() || st.Mode().Perm()&0o022 != 0 {
-		return Registry{}, fmt.Errorf("%w: mode %v", ErrDamaged, st.Mode())
-	}
-	b, err := io.ReadAll(io.LimitReader(f, MaxRegistry+1))
-	if err != nil {
-		return Registry{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+		return Registry{}, err
 	}
 	return ParseRegistry(b)
 }

@@ -2,8 +2,6 @@ package ask
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -11,34 +9,23 @@ import (
 	"strings"
 )
 
-// ParseRegistry reads what Encode wrote and nothing else; every error is ErrDamaged. A hook does it at every start of every domain, so each line is held against
-// its one encoding where it stands, and nothing is encoded again.
+// ParseRegistry reads what Encode wrote and nothing else; every error is ErrDamaged. Each line is held against its one
+// encoding where it stands, and nothing is encoded again.
 func ParseRegistry(b []byte) (Registry, error) {
-	damaged := func(line int, what string) (Registry, error) {
-		return Registry{}, fmt.Errorf("%w: line %d: %s", ErrDamaged, line, what)
-	}
-	if len(b) > MaxRegistry {
-		return damaged(1, "file is too large")
-	}
-	const tail = len("sha256 ") + 2*sha256.Size + 1
-	if len(b) < len(registryHeader)+tail || string(b[:len(registryHeader)]) != registryHeader {
-		return damaged(1, "no header or no checksum")
-	}
-	text := string(b)
-	body, last := text[:len(text)-tail], text[len(text)-tail:]
-	sum := sha256.Sum256(b[:len(body)])
-	if last != "sha256 "+hex.EncodeToString(sum[:])+"\n" {
-		return damaged(strings.Count(text, "\n"), "wrong checksum")
+	body, err := summed(b)
+	if err != nil {
+		return Registry{}, err
 	}
 	var r Registry
-	rest := body[len(registryHeader):]
+	rest := string(body[len(registryHeader):])
 	for n := 2; rest != ""; n++ {
 		line, after, whole := strings.Cut(rest, "\n")
-		if !whole {
-			return damaged(n, "the line does not end")
+		err := errPart
+		if whole {
+			err = r.take(line)
 		}
-		if err := r.take(line); err != nil {
-			return damaged(n, err.Error())
+		if err != nil {
+			return Registry{}, fmt.Errorf("%w: line %d: %w", ErrDamaged, n, err)
 		}
 		rest = after
 	}
@@ -46,6 +33,7 @@ func ParseRegistry(b []byte) (Registry, error) {
 }
 
 var (
+	errPart     = errors.New("the line does not end")
 	errOrder    = errors.New("not in canonical form: not in order, or twice")
 	errTooMany  = errors.New("too many entries")
 	errNoUUID   = errors.New("not a UUID")

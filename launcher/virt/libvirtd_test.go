@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"troth/hooks"
+	"troth/hooks/answer"
 	"troth/hooks/ask"
 	"troth/launcher/virt"
 )
@@ -50,13 +51,13 @@ func newNode(t *testing.T) *node {
 			t.Fatal(err)
 		}
 	}
-	l, err := ask.Listen(hooks.SocketPath, 0o600)
+	l, err := answer.Listen(hooks.SocketPath, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	s := &ask.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question, _ []byte) ask.Answer {
+	s := &answer.Server{UIDs: []uint32{0}, Answer: func(_ context.Context, q ask.Question, _ []byte) ask.Answer {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.asked = append(n.asked, q)

@@ -23,21 +23,29 @@ type crowd struct {
 	refused   chan time.Duration
 }
 
-// stalled measures how long an untrusted start takes: alone, beside a crowd of trusted starts that hostd refuses at once, and beside the same crowd with hostd
-// stopped and with hostd killed. The four are interleaved, so that what else the machine does meets all of them.
+// queuedFor is how long a crowd has been there when the untrusted start comes last: far longer than one refusal takes, far shorter than hooks may wait.
+const queuedFor = time.Second
+
+// stalled measures how long an untrusted start takes: alone; at the same instant as a crowd of trusted starts that hostd refuses at once; as the same crowd with hostd
+// stopped and with hostd killed; and when that crowd has been queued for a while. They are interleaved, so that what else the machine does meets all of them.
 func (s *stage) stalled(ctx context.Context, t *testing.T) {
 	c := s.newCrowd(ctx, t)
 	rounds := count(3, 41)
 	none := func(context.Context) error { return nil }
+	stop := func(ctx context.Context) error { return s.host.PauseHostd(ctx, true) }
+	proceed := func(ctx context.Context) error { return s.host.PauseHostd(ctx, false) }
 	ways := []struct {
 		name        string
 		crowded     bool
+		queued      time.Duration
 		begin, mend func(context.Context) error
 	}{
-		{"alone", false, none, none},
-		{"hostd answers", true, none, none},
-		{"hostd stopped", true, func(ctx context.Context) error { return s.host.PauseHostd(ctx, true) }, func(ctx context.Context) error { return s.host.PauseHostd(ctx, false) }},
-		{"hostd killed", true, s.host.KillHostd, s.host.StartHostd},
+		{"alone", false, 0, none, none},
+		{"hostd answers", true, 0, none, none},
+		{"hostd stopped", true, 0, stop, proceed},
+		{"hostd killed", true, 0, s.host.KillHostd, s.host.StartHostd},
+		{"hostd stopped, crowd queued", true, queuedFor, stop, proceed},
+		{"hostd killed, crowd queued", true, queuedFor, s.host.KillHostd, s.host.StartHostd},
 	}
 	took, slowest := make([][]time.Duration, len(ways)), make([]time.Duration, len(ways))
 	for range rounds {
@@ -45,7 +53,7 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 			if err := w.begin(ctx); err != nil {
 				t.Fatal(err)
 			}
-			one, refused := c.once(t, w.crowded)
+			one, refused := c.once(t, w.crowded, w.queued)
 			if err := w.mend(ctx); err != nil {
 				t.Fatal(err)
 			}
@@ -60,7 +68,7 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 	alone := median(took[0])
 	for i, w := range ways {
 		m := median(took[i])
-		t.Logf("%-13s an untrusted start takes %v (median of %d), %.2f of alone; the slowest trusted one was refused after %v", w.name, m.Round(time.Millisecond), rounds,
+		t.Logf("%-27s an untrusted start takes %v (median of %d), %.2f of alone; the slowest trusted one was refused after %v", w.name, m.Round(time.Millisecond), rounds,
 			float64(m)/float64(alone), slowest[i].Round(time.Millisecond))
 		if slowest[i] > refusedIn {
 			t.Errorf("%s: a trusted start was refused only after %v", w.name, slowest[i])
@@ -92,8 +100,8 @@ func (s *stage) newCrowd(ctx context.Context, t *testing.T) *crowd {
 	return c
 }
 
-// once starts the untrusted domain and ends it, beside the crowd or alone: how long the start took, and the slowest refusal.
-func (c *crowd) once(t *testing.T, crowded bool) (took, slowest time.Duration) {
+// once starts the untrusted domain and ends it, some time after the crowd or alone: how long the start took, and the slowest refusal.
+func (c *crowd) once(t *testing.T, crowded bool, after time.Duration) (took, slowest time.Duration) {
 	t.Helper()
 	said := make(chan error, queued)
 	if crowded {
@@ -106,6 +114,7 @@ func (c *crowd) once(t *testing.T, crowded bool) (took, slowest time.Duration) {
 			}()
 		}
 	}
+	time.Sleep(after)
 	begun := time.Now()
 	if _, err := c.untrusted.do("create --paused " + c.file); err != nil {
 		t.Fatal(err)

@@ -1,4 +1,9 @@
-package ask
+// Package answer is hostd's end of the hook's socket: it takes the questions of package ask, from those who may ask.
+//
+// It promises: at most MaxWaiting questions are judged at once and as many wait, every read is bounded in bytes and in
+// time, and whatever goes wrong answers nothing or a refusal.
+// It trusts: the kernel's peer credentials, and that only hostd's user writes the socket's directory.
+package answer
 
 import (
 	"context"
@@ -12,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"troth/hooks/ask"
 )
 
 // MaxWaiting is how many hooks wait at once in the socket's queue, and how many hostd judges at once. While all
@@ -19,11 +26,14 @@ import (
 // short waits and everything else nothing. The queue heals by itself: hooks that gave up are drained by Accept.
 const MaxWaiting = 8
 
+// acceptPause is how long a server out of descriptors waits before it accepts again.
+const acceptPause = 5 * time.Millisecond
+
 // Server answers hooks.
 type Server struct {
 	// Answer decides. It must not call libvirt, which holds the domain's lock until the hook ends. xml is what libvirt
-	// wrote to the hook, for operations that carry it. ctx ends when the hook no longer waits. A panic counts as Deny(Internal).
-	Answer func(ctx context.Context, q Question, xml []byte) Answer
+	// wrote to the hook, for operations that carry it. ctx ends when the hook no longer waits. A panic counts as a refusal: ask.Internal.
+	Answer func(ctx context.Context, q ask.Question, xml []byte) ask.Answer
 	// UIDs may ask: root, and the user that libvirtd runs QEMU hooks as, if that is another.
 	UIDs []uint32
 	// Report hears about callers that were turned away and about panics; nil means nobody listens.
@@ -85,7 +95,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			<-slots
 			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) {
 				s.report(err)
-				time.Sleep(connectPause) // out of descriptors passes; a dead listener does not
+				time.Sleep(acceptPause) // out of descriptors passes; a dead listener does not
 				continue
 			}
 			return fmt.Errorf("cannot accept hooks: %w", errors.Join(err, l.Close()))
@@ -105,14 +115,14 @@ func (s *Server) serve(ctx context.Context, c net.Conn) error {
 	if err := s.admit(c); err != nil {
 		return err
 	}
-	if err := c.SetDeadline(time.Now().Add(FirstByte)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(ask.FirstByte)); err != nil {
 		return fmt.Errorf("cannot set deadline: %w", err)
 	}
-	var b [QuestionSize]byte
+	var b [ask.QuestionSize]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
 		return fmt.Errorf("cannot read question: %w", err)
 	}
-	q, err := ParseQuestion(b[:])
+	q, err := ask.ParseQuestion(b[:])
 	if err != nil {
 		return err
 	}
@@ -123,32 +133,27 @@ func (s *Server) serve(ctx context.Context, c net.Conn) error {
 	if q.Size > 0 && sha256.Sum256(xml) != q.XML {
 		return errors.New("cannot read the XML of a question: it is not what the question names")
 	}
-	if err := c.SetDeadline(time.Now().Add(InAll)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(ask.InAll)); err != nil {
 		return fmt.Errorf("cannot set deadline: %w", err)
 	}
 	// 'I have your question.' A hook that only tells has gone by now: the write fails, the telling counts.
-	_, early := c.Write([]byte(answerMagic[:1]))
-	ctx, cancel := context.WithTimeout(ctx, InAll)
+	_, early := c.Write([]byte{ask.Taken})
+	ctx, cancel := context.WithTimeout(ctx, ask.InAll)
 	defer cancel()
 	a := s.judge(ctx, q, xml).Encode()
 	if early != nil {
 		return nil
 	}
-	if _, err := c.Write(a[1:]); err != nil && !q.told() {
+	if _, err := c.Write(a[1:]); err != nil && !q.Op.Told() {
 		return fmt.Errorf("cannot answer hook: %w", err)
 	}
 	return nil
 }
 
-// told says that the hook of this operation waits for no answer.
-func (q Question) told() bool {
-	return q.Op == OpStopped || q.Op == OpRelease || q.Op == OpReconnect
-}
-
-func (s *Server) judge(ctx context.Context, q Question, xml []byte) (a Answer) {
+func (s *Server) judge(ctx context.Context, q ask.Question, xml []byte) (a ask.Answer) {
 	defer func() {
 		if p := recover(); p != nil {
-			a = Deny(Internal)
+			a = ask.Deny(ask.Internal)
 			s.report(fmt.Errorf("panic while a hook waited: %v", p))
 		}
 	}()
