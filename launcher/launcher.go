@@ -28,7 +28,10 @@ type Launcher struct {
 	Log      *slog.Logger
 	Sign     func(*proof.TrustLost) ([]byte, error) // with the key that verdicts name
 	QEMU     *uint32                                // who QEMU must run as; nil: not compared
-	Cleanup  time.Duration                          // how long undoing may take, whatever became of the launch's own context
+	Cleanup  time.Duration                          // how long undoing may take, whatever became of the launch's own context; zero: a minute
+
+	// StartWithin is how long a start by another client may take from the permit until QEMU runs; zero: a minute. libvirt itself waits 30 s for QEMU's monitor.
+	StartWithin time.Duration
 
 	unseals *batcher[sealed, opened]
 	quotes  *batcher[quoteIn, quoteOut]
@@ -47,6 +50,9 @@ type Launcher struct {
 func (l *Launcher) Start() {
 	if l.Cleanup == 0 {
 		l.Cleanup = time.Minute
+	}
+	if l.StartWithin == 0 {
+		l.StartWithin = time.Minute
 	}
 	l.busy, l.turns, l.compared = map[domain.UUID]bool{}, map[domain.UUID]uint64{}, map[domain.UUID][32]byte{}
 	l.arms, l.pending = map[domain.UUID]*armed{}, map[domain.UUID]*pending{}

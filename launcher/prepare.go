@@ -25,7 +25,6 @@ const (
 	prepareWithin = 2500 * time.Millisecond // the hook gives up after 3 s
 	claimInHook   = 300 * time.Millisecond  // whoever only notes something has let go by then
 	lookEvery     = 2 * time.Second         // whether libvirt still has the start, should nothing be heard
-	startWithin   = time.Minute             // from the permit until QEMU runs; libvirt itself waits 30 s for its monitor
 )
 
 // pending is one start by another client, from the permit to its proof.
@@ -332,7 +331,7 @@ func (p *pending) await() {
 // outcome waits until QEMU runs (nil), or the start is refused or given up. That libvirt let go of the domain is only a reason to look: an earlier start
 // may be meant. libvirt answers a look when it is through with the hook.
 func (p *pending) outcome() *proof.Refusal {
-	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), p.a.StartWithin)
 	defer cancel()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
