@@ -29,6 +29,7 @@ func (w *world) sealedToken(secret string) string {
 		t.Pins.Configuration = &d
 		t.Pins.Disks = []proof.Disk{{Target: "vdb", Mode: proof.DiskSealed, Digest: sha256.Sum256([]byte("LUKS header"))}}
 		t.Secret = proof.NewSecret([]byte(secret))
+		t.Saves = proof.SavesAllow
 	})
 }
 
@@ -126,6 +127,84 @@ func TestSealedFaults(t *testing.T) {
 			if _, refusal := w.launchSealed(token); refusal != nil {
 				t.Errorf("%s, %d: the next honest launch: %v", call, n, refusal)
 			}
+		}
+	}
+}
+
+// savedSealed is a world with a saved guest that has a sealed disk.
+func savedSealed(t *testing.T) (w *world, token string) {
+	t.Helper()
+	w = newWorld(t)
+	token = w.sealedToken("s")
+	if _, refusal := w.launchSealed(token); refusal != nil {
+		t.Fatal(refusal)
+	}
+	if refusal := w.l.Save(t.Context(), guestUUID); refusal != nil {
+		t.Fatal(refusal)
+	}
+	if len(w.diskKeys) > 0 {
+		t.Fatal("libvirt has the key of a guest that is saved")
+	}
+	return w, token
+}
+
+// TestSealedRestored: libvirt has the key while QEMU loads the image, and at no other time.
+func TestSealedRestored(t *testing.T) {
+	w, token := savedSealed(t)
+	var during string
+	w.strikeAt("restore", func() { during = w.diskKeys[guestUUID+"/vdb"] })
+	if _, refusal := (&sim{world: w}).restore(guestUUID); refusal != nil {
+		t.Fatal(refusal)
+	}
+	if want := string(proof.DiskKey(proof.NewSecret([]byte("s")), "vdb").Reveal()); during != want {
+		t.Errorf("when QEMU loaded the image libvirt had the key %q", during)
+	}
+	w.running(token)
+}
+
+// TestSealedRestoreFaults makes every call of a restore fail, and kills the daemon in every call: no key is left, and the guest goes on, or is saved
+// still, or can start afresh.
+func TestSealedRestoreFaults(t *testing.T) {
+	plain, _ := savedSealed(t)
+	plain.heal()
+	if _, refusal := (&sim{world: plain}).restore(guestUUID); refusal != nil {
+		t.Fatal(refusal)
+	}
+	for _, call := range plain.calls {
+		for n, mode := range [][2]bool{{false, false}, {true, false}, {false, true}, {true, true}} {
+			w, token := savedSealed(t)
+			w.failAt(call, mode[0], mode[1])
+			_, refusal := (&sim{world: w}).restore(guestUUID)
+			if !w.struck {
+				t.Errorf("%s did not happen", call)
+			}
+			w.heal()
+			if mode[1] {
+				w.opened = 0
+				w.restart()
+			}
+			if err := w.l.Recover(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.l.Tell(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if len(w.diskKeys) > 0 {
+				t.Errorf("%s, %d: the key is left with libvirt (%v)", call, n, refusal)
+			}
+			var again *proof.Refusal
+			switch w.l.Book.Domain(guestUUID).State {
+			case StateProved:
+			case StateSaved:
+				_, again = (&sim{world: w}).restore(guestUUID)
+			default:
+				_, again = w.launchSealed(token)
+			}
+			if again != nil {
+				t.Errorf("%s, %d: %v; and then: %v", call, n, refusal, again)
+				continue
+			}
+			w.running(token)
 		}
 	}
 }

@@ -6,37 +6,18 @@ import (
 	"strings"
 	"testing"
 
-	"troth/test/cast"
 	"troth/test/lab"
 )
 
 // TestUnprivilegedLaunch launches a proven guest on a host as it is installed: troth-hostd runs as the user and with the capabilities
 // of its unit, libvirt asks polkit, and an operator who may do everything with libvirt cannot touch the guest.
 func TestUnprivilegedLaunch(t *testing.T) {
-	l, h := host(t, lab.Options{})
-	ctx := deadline(t)
+	s := newStage(t)
+	ctx, l, h, dir := s.ctx, s.lab, s.host, s.dir
 	const id = "6cf3a1f8-0f41-4f6e-9a5e-6f8f7a2b9c11"
-	dir := t.TempDir()
-	person := func(role lab.Role) *cast.Person {
-		p, err := cast.New(l, role, dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	operator, tenant, engine := person(lab.RoleOperator), person(lab.RoleTenant), person(lab.RoleEngine)
-	var profile struct{ Name, Digest string }
-	do := func(p *cast.Person, v any, args ...string) {
-		t.Helper()
-		if err := p.Do(ctx, h, v, args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	do(operator, &profile, "profile", "show", "lab")
-	do(tenant, nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
+	tenant, engine, do := s.tenant, s.engine, s.do
 	g := l.Guest
-	do(tenant, nil, "token", "new", "--trust", "trust.json", "--profile", profile.Name+"@"+profile.Digest, "--kernel", filepath.Join(g.Outside, "vmlinuz"),
-		"--initrd", filepath.Join(g.Outside, "initrd"), "--cmdline", g.CommandLine, "--interactive", "no", "--key-out", "g.key", "--token-out", "g.token")
+	s.token("g")
 	// An image as libvirt leaves images: of another owner, readable by nobody else.
 	kernel, err := os.ReadFile(filepath.Join(g.Outside, "vmlinuz"))
 	if err != nil {
@@ -58,9 +39,7 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	if err := h.AwaitConsole(ctx, "bound", lab.UserSpaceUp); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the guest does not answer", func() error {
-		return tenant.Do(ctx, h, nil, "domain", "challenge", id, "--trust", "trust.json", "--key", "g.key", "--proof", "g.proof")
-	})
+	s.answers(id, "g", "g.proof")
 	status, err := h.Exec(ctx, "sh", "-c", "cat /proc/$(pidof troth-hostd)/status")
 	if err != nil {
 		t.Fatal(err)

@@ -65,15 +65,18 @@ type Answer struct {
 }
 
 // Command is the command as a person would type it, without connection settings.
-func (a *Answer) Command() string {
-	quoted := make([]string, len(a.Args))
-	for i, arg := range a.Args {
+func (a *Answer) Command() string { return "troth " + Quoted(a.Args) }
+
+// Quoted is how a person would type words into a shell.
+func Quoted(words []string) string {
+	quoted := make([]string, len(words))
+	for i, arg := range words {
 		if arg == "" || strings.ContainsAny(arg, " \t\n'\"$\\*?<>|&;()") {
 			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 		}
 		quoted[i] = arg
 	}
-	return "troth " + strings.Join(quoted, " ")
+	return strings.Join(quoted, " ")
 }
 
 // Refusal is the refusal that a command run with -o json ended with, or nil.

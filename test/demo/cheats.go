@@ -32,6 +32,8 @@ func (s *story) cheats(ctx context.Context, only string) error {
 		{"twice", "Cheat: the token is used again, on a second host", s.secondHost},
 		{"virsh", "Cheat: the domain is started behind hostd's back", s.behindBack},
 		{"down", "Cheat: hostd is stopped, then the domain is started", s.hostdDown},
+		{"redefined", "Cheat: an armed domain is given another command line", s.redefined},
+		{"stray", "Cheat: QEMU alone runs the domain, where no hook is asked", s.stray},
 		{"proof", "Cheat: the proof is changed by one byte; another nonce is claimed", s.forgedProof},
 	} {
 		if only != "" && only != c.name {
@@ -294,73 +296,6 @@ func (s *story) secondHost(ctx context.Context) error {
 		return err
 	}
 	return s.honest(ctx, s.other)
-}
-
-// registered launches and stops a domain: it stays defined, and hostd's registry knows that it is trusted.
-func (s *story) registered(ctx context.Context) (d lab.Domain, err error) {
-	s.quiet = true
-	defer func() { s.quiet = false }()
-	a, d, err := s.attempt(ctx, s.good)
-	if err != nil {
-		return d, err
-	}
-	if err := a.Err(); err != nil {
-		return d, err
-	}
-	return d, s.stop(ctx, s.good, d.UUID)
-}
-
-// untrusted is a domain that is nobody's business.
-func (s *story) untrusted(ctx context.Context) error {
-	d := lab.Domain{Name: "plain", UUID: uuid(904)}
-	// The lab's own directory has the same path on hosts.
-	file := filepath.Join(s.lab.Guest.Outside, "plain.xml")
-	if err := os.WriteFile(file, []byte(s.lab.Guest.XML(d)), 0o644); err != nil {
-		return err
-	}
-	out, err := s.good.Virsh(ctx, "create", "--paused", file)
-	s.expect(err == nil, "an untrusted domain starts as ever %s", oneLine(out, err))
-	if err != nil {
-		return nil
-	}
-	_, err = s.good.Virsh(ctx, "destroy", d.Name)
-	return err
-}
-
-// behindBack starts a trusted domain with virsh.
-func (s *story) behindBack(ctx context.Context) error {
-	d, err := s.registered(ctx)
-	if err != nil {
-		return err
-	}
-	s.say("%s  $ virsh start %s", s.good.Name, d.Name)
-	out, err := s.good.Virsh(ctx, "start", d.Name)
-	s.expect(err != nil && strings.Contains(out+fmt.Sprint(err), string(proof.GrantMissing)), "libvirt is told %s: %s", proof.GrantMissing, oneLine(out, err))
-	if err := s.untrusted(ctx); err != nil {
-		return err
-	}
-	return s.honest(ctx, s.good)
-}
-
-// hostdDown stops hostd first.
-func (s *story) hostdDown(ctx context.Context) error {
-	d, err := s.registered(ctx)
-	if err != nil {
-		return err
-	}
-	if err := s.good.StopHostd(ctx); err != nil {
-		return err
-	}
-	s.say("%s  $ systemctl stop troth-hostd; virsh start %s", s.good.Name, d.Name)
-	out, err := s.good.Virsh(ctx, "start", d.Name)
-	s.expect(err != nil && strings.Contains(out+fmt.Sprint(err), string(proof.HostdUnreachable)), "libvirt is told %s: %s", proof.HostdUnreachable, oneLine(out, err))
-	if err := s.untrusted(ctx); err != nil {
-		return err
-	}
-	if err := s.good.StartHostd(ctx); err != nil {
-		return err
-	}
-	return s.honest(ctx, s.good)
 }
 
 // forgedProof changes one byte of the proof, and claims another nonce.

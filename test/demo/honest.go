@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"troth/proof"
 	"troth/test/cast"
@@ -15,7 +14,7 @@ import (
 
 // mainJob is what Troth is for: a host is approved, a tenant makes a token, an engine launches, the tenant checks.
 func (s *story) mainJob(ctx context.Context) error {
-	for _, chapter := range []func(context.Context) error{s.provision, s.golden, s.pin, s.order, s.launched, s.verify, s.challenge} {
+	for _, chapter := range []func(context.Context) error{s.provision, s.golden, s.pin, s.order, s.launched, s.verify, s.challenge, s.hookMode} {
 		if err := chapter(ctx); err != nil {
 			return err
 		}
@@ -97,23 +96,12 @@ func (s *story) golden(ctx context.Context) error {
 }
 
 // imported imports as soon as the host has attested once.
-func (s *story) imported(ctx context.Context) (a *cast.Answer, err error) {
-	s.quiet = true
-	defer func() { s.quiet = false }()
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		a, err = s.operator.Troth(ctx, s.good, "reference", "import", s.good.Name, "--name", "golden", "--launcher", "tboot-legacy", "--profile", "gold", "--yes")
-		if err != nil {
-			return nil, err
-		}
-		if a.Exit == 0 || time.Now().After(deadline) {
-			s.quiet = false
-			s.heard(a)
-			return a, a.Err()
-		}
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
-			return nil, err
-		}
+func (s *story) imported(ctx context.Context) (*cast.Answer, error) {
+	a, err := s.eventually(ctx, s.operator, "reference", "import", s.good.Name, "--name", "golden", "--launcher", "tboot-legacy", "--profile", "gold", "--yes")
+	if err != nil {
+		return nil, err
 	}
+	return a, a.Err()
 }
 
 // pin lets the tenant pin the verifier's root.

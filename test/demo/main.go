@@ -1,6 +1,6 @@
 // Command demo tells Troth's story on real parts: two hosts with a real dynamic launch on swtpm, real libvirtd and QEMU, a
-// verifier, an operator, a tenant and an engine. It starts one proven VM, then tries to cheat in every way that the story knows,
-// and undoes each, so that honest work goes on without a restart.
+// verifier, an operator, a tenant and an engine. It starts one proven VM through hostd and one by plain libvirt, then tries to
+// cheat in every way that the story knows, and undoes each, so that honest work goes on without a restart.
 //
 // Each step says who asked what, what was answered and why. The command ends 0 only if every expectation held, and leaves in
 // BUILD/demo what a tenant would hold: trust.json, token, nonce.key and proof.json.

@@ -128,6 +128,7 @@ func (s *story) expectRefusal(a *cast.Answer, code proof.Code, facts ...string) 
 // order is what a tenant asks for; the zero value pins the lab's guest.
 type order struct {
 	kernel, initrd string // pinned files, as seen outside
+	disk           string // a raw disk vda, as seen outside; none if empty
 }
 
 // token makes a token and the tenant's record of it: files NAME.token and NAME.key, or token and nonce.key for the first.
@@ -144,8 +145,12 @@ func (s *story) token(ctx context.Context, o order) (token, key string, err erro
 	if o.initrd == "" {
 		o.initrd = filepath.Join(g.Outside, "initrd")
 	}
-	return token, key, s.tenant.Do(ctx, s.good, nil, "token", "new", "--trust", "trust.json", "--profile", s.profile, "--kernel", o.kernel,
-		"--initrd", o.initrd, "--cmdline", g.CommandLine, "--interactive", "no", "--expiry", "1h", "--key-out", key, "--token-out", token)
+	args := []string{"token", "new", "--trust", "trust.json", "--profile", s.profile, "--kernel", o.kernel,
+		"--initrd", o.initrd, "--cmdline", g.CommandLine, "--interactive", "no", "--expiry", "1h", "--key-out", key, "--token-out", token}
+	if o.disk != "" {
+		args = append(args, "--disk", "vda=initial:"+o.disk)
+	}
+	return token, key, s.tenant.Do(ctx, s.good, nil, args...)
 }
 
 // domain writes a domain's XML and returns its file and UUID.
@@ -237,6 +242,30 @@ func (s *story) refusedUntil(ctx context.Context, h *lab.Host, code proof.Code, 
 		}
 		if err := pause(ctx, 300*time.Millisecond); err != nil {
 			return err
+		}
+	}
+}
+
+// eventually asks until the answer is yes, for what a host does by itself, and shows the last answer alone.
+func (s *story) eventually(ctx context.Context, p *cast.Person, args ...string) (*cast.Answer, error) {
+	return s.until(ctx, p, func(a *cast.Answer) bool { return a.Exit == 0 }, args...)
+}
+
+// until asks until the answer is the one expected, or too much time has gone by.
+func (s *story) until(ctx context.Context, p *cast.Person, expected func(*cast.Answer) bool, args ...string) (*cast.Answer, error) {
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		s.quiet = true
+		a, err := p.Troth(ctx, s.good, args...)
+		s.quiet = false
+		if err != nil {
+			return nil, err
+		}
+		if expected(a) || time.Now().After(deadline) {
+			s.heard(a)
+			return a, nil
+		}
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return nil, err
 		}
 	}
 }
