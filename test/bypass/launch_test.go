@@ -5,43 +5,23 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
-	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/scene"
 )
 
 // TestUnprivilegedLaunch launches a proven guest on a host as it is installed: troth-hostd runs as the user and with the capabilities
 // of its unit, libvirt asks polkit, and an operator who may do everything with libvirt cannot touch the guest.
 func TestUnprivilegedLaunch(t *testing.T) {
-	l, h := host(t, lab.Options{})
-	ctx := deadline(t)
+	if testing.Short() {
+		t.Skip("makes namespaces: not with -short")
+	}
+	s := scene.New(deadline(t), t, lab.Options{Polkit: true})
+	ctx, h := deadline(t), s.Host
 	const id = "6cf3a1f8-0f41-4f6e-9a5e-6f8f7a2b9c11"
-	dir := t.TempDir()
-	person := func(role lab.Role) *cast.Person {
-		p, err := cast.New(l, role, dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	operator, tenant, engine := person(lab.RoleOperator), person(lab.RoleTenant), person(lab.RoleEngine)
-	var profile struct{ Name, Digest string }
-	do := func(p *cast.Person, v any, args ...string) {
-		t.Helper()
-		if err := p.Do(ctx, h, v, args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	do(operator, &profile, "profile", "show", "lab")
-	do(tenant, nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
-	g := l.Guest
-	do(tenant, nil, "token", "new", "--trust", "trust.json", "--profile", profile.Name+"@"+profile.Digest, "--kernel", filepath.Join(g.Outside, "vmlinuz"),
-		"--initrd", filepath.Join(g.Outside, "initrd"), "--cmdline", g.CommandLine, "--interactive", "no", "--key-out", "g.key", "--token-out", "g.token")
 	// An image as libvirt leaves images: of another owner, readable by nobody else.
-	kernel, err := os.ReadFile(filepath.Join(g.Outside, "vmlinuz"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	kernel := scene.Must[[]byte](t)(os.ReadFile(filepath.Join(s.Lab.Guest.Outside, "vmlinuz")))
 	const private = "/var/lib/libvirt/images/vmlinuz"
 	if err := os.MkdirAll(filepath.Dir(h.Path(private)), 0o711); err != nil {
 		t.Fatal(err)
@@ -49,22 +29,15 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	if err := os.WriteFile(h.Path(private), kernel, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	xml := g.XML(lab.Domain{Name: "bound", UUID: id, Kernel: private})
-	if err := os.WriteFile(filepath.Join(dir, "g.xml"), []byte(xml), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	do(engine, nil, "domain", "launch", "--token", "g.token", "--domain", "g.xml", "--wait", "--proof-out", "g.proof")
-	do(tenant, nil, "proof", "verify", "--trust", "trust.json", "--key", "g.key", "g.proof")
+	s.Ask(ctx, t, "launch", lab.Domain{Name: "bound", UUID: id, Kernel: private})
+	s.Do(ctx, t, s.Tenant, nil, "proof", "verify", "--trust", "trust.json", "--key", "bound.key", "bound.proof")
 	if err := h.AwaitConsole(ctx, "bound", lab.UserSpaceUp); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the guest does not answer", func() error {
-		return tenant.Do(ctx, h, nil, "domain", "challenge", id, "--trust", "trust.json", "--key", "g.key", "--proof", "g.proof")
+	scene.Until(t, 30*time.Second, func() error {
+		return s.Tenant.Do(ctx, h, nil, "domain", "challenge", id, "--trust", "trust.json", "--key", "bound.key", "--proof", "bound.proof")
 	})
-	status, err := h.Exec(ctx, "sh", "-c", "cat /proc/$(pidof troth-hostd)/status")
-	if err != nil {
-		t.Fatal(err)
-	}
+	status := s.Sh(ctx, t, "cat /proc/$(pidof troth-hostd)/status")
 	// CAP_CHOWN, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE and CAP_LEASE are bits 0, 2, 19 and 28 (capabilities(7)).
 	for _, want := range []string{"Uid:\t64101\t64101\t64101\t64101\n", "CapEff:\t0000000010080005\n", "CapBnd:\t0000000010080005\n", "NoNewPrivs:\t1\n"} {
 		if !strings.Contains(status, want) {
@@ -81,5 +54,5 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	if err != nil || strings.TrimSpace(out) != "running" {
 		t.Errorf("domstate: %q, %v", out, err)
 	}
-	do(engine, nil, "domain", "stop", id)
+	s.Do(ctx, t, s.Engine, nil, "domain", "stop", id)
 }

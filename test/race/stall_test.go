@@ -36,8 +36,8 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 	}{
 		{"alone", false, none, none},
 		{"hostd answers", true, none, none},
-		{"hostd stopped", true, func(ctx context.Context) error { return s.host.PauseHostd(ctx, true) }, func(ctx context.Context) error { return s.host.PauseHostd(ctx, false) }},
-		{"hostd killed", true, s.host.KillHostd, s.host.StartHostd},
+		{"hostd stopped", true, func(ctx context.Context) error { return s.Host.PauseHostd(ctx, true) }, func(ctx context.Context) error { return s.Host.PauseHostd(ctx, false) }},
+		{"hostd killed", true, s.Host.KillHostd, s.Host.StartHostd},
 	}
 	took, slowest := make([][]time.Duration, len(ways)), make([]time.Duration, len(ways))
 	for range rounds {
@@ -51,7 +51,7 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 			}
 			took[i], slowest[i] = append(took[i], one), max(slowest[i], refused)
 			if w.crowded {
-				if err := s.host.AwaitReady(ctx); err != nil {
+				if err := s.Host.AwaitReady(ctx); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -78,13 +78,13 @@ func median(d []time.Duration) time.Duration {
 }
 
 func (s *stage) newCrowd(ctx context.Context, t *testing.T) *crowd {
-	c := &crowd{untrusted: connect(ctx, t, s.host), refused: make(chan time.Duration, queued)}
-	c.file = s.file(t, s.lab.Guest.XML(guest("untrusted", 0)))
+	c := &crowd{untrusted: connect(ctx, t, s.Host), refused: make(chan time.Duration, queued)}
+	c.file = s.File(t, s.Lab.Guest.XML(guest("untrusted", 0)))
 	for n := range queued {
 		d := guest("queued", n)
 		d.MetadataText = `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`
-		v := connect(ctx, t, s.host)
-		if _, err := v.do("define " + s.file(t, s.lab.Guest.XML(d))); err != nil {
+		v := connect(ctx, t, s.Host)
+		if _, err := v.do("define " + s.File(t, s.Lab.Guest.XML(d))); err != nil {
 			t.Fatal(err)
 		}
 		c.trusted = append(c.trusted, v)
