@@ -106,26 +106,28 @@ func Until(t *testing.T, limit time.Duration, try func() error) {
 // limit, so that a failure tells how long it took in truth.
 func Within(t *testing.T, limit time.Duration, begun time.Time, try func() error) time.Duration {
 	t.Helper()
-	took := await(t, 3*limit, begun, try)
+	took, last := await(t, 3*limit, begun, try)
 	if took > limit {
-		t.Errorf("it took %v, more than %v", took.Round(time.Millisecond), limit)
+		t.Errorf("it took %v, more than %v; until then: %v", took.Round(time.Millisecond), limit, last)
 	}
 	return took
 }
 
-func await(t *testing.T, limit time.Duration, begun time.Time, try func() error) time.Duration {
+// await returns how long it took since begun, and the last error before.
+func await(t *testing.T, limit time.Duration, begun time.Time, try func() error) (took time.Duration, last error) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := try()
-		took := time.Since(begun)
+		took = time.Since(begun)
 		switch {
 		case err == nil:
-			return took
+			return took, last
 		case took > limit:
 			t.Fatalf("after %v: %v", took.Round(time.Millisecond), err)
 		}
+		last = err
 		<-tick.C
 	}
 }
