@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -235,7 +236,7 @@ func (s *stage) mark(ctx context.Context, t *testing.T) {
 	})
 }
 
-// breaks does something to a fresh guest and waits until its proof is broken; it returns what `troth domain why` tells.
+// breaks does something to a fresh guest and waits until its proof is broken, with a report that matches what it says.
 func (s *stage) breaks(ctx context.Context, t *testing.T, reaction, says, strike string) {
 	t.Helper()
 	s.n++
@@ -262,7 +263,7 @@ func (s *stage) breaks(ctx context.Context, t *testing.T, reaction, says, strike
 	if lost.UUID != uuid || lost.Link.String() != d.Link || lost.Token.String() != d.Token || lost.Reaction != reaction {
 		t.Errorf("the report is %+v, the domain %+v", lost, d)
 	}
-	if !strings.Contains(proof.Refuse(lost.Code, lost.Sentence, lost.Facts...).Error(), strings.ReplaceAll(says, "@NAME@", name)) {
+	if !regexp.MustCompile(says).MatchString(proof.Refuse(lost.Code, lost.Sentence, lost.Facts...).Error()) {
 		t.Errorf("the report says %q %+v", lost.Sentence, lost.Facts)
 	}
 	want := map[string]string{proof.TrustLostReport: "running", proof.TrustLostPause: "paused", proof.TrustLostDestroy: "shut off"}[reaction]
@@ -299,10 +300,11 @@ const virsh = "virsh -q -c qemu:///system "
 
 func (s *stage) hotplug(ctx context.Context, t *testing.T) {
 	for name, c := range map[string]struct{ says, strike string }{
-		"attach-device": {"vdb", "truncate -s 1M @DISK@.more; " + virsh + "attach-disk @NAME@ @DISK@.more vdb --subdriver raw --live"},
-		"snapshot":      {"snap.qcow2", virsh + "snapshot-create-as @NAME@ --disk-only --no-metadata --diskspec vda,file=@DISK@.snap.qcow2"},
-		"block copy":    {"", virsh + "blockcopy @NAME@ vda @DISK@.copy --transient-job --format raw --wait"},
-		"metadata":      {"mark", virsh + "metadata @NAME@ --uri urn:troth:launch:v1 --remove --live"},
+		"attach-device": {`vdb|\.raw\.more`, // whichever hostd meets first: the device in the definition, or the file in QEMU
+			"truncate -s 1M @DISK@.more; " + virsh + "attach-disk @NAME@ @DISK@.more vdb --subdriver raw --live"},
+		"snapshot":   {`snap\.qcow2`, virsh + "snapshot-create-as @NAME@ --disk-only --no-metadata --diskspec vda,file=@DISK@.snap.qcow2"},
+		"block copy": {"", virsh + "blockcopy @NAME@ vda @DISK@.copy --transient-job --format raw --wait"},
+		"metadata":   {"mark", virsh + "metadata @NAME@ --uri urn:troth:launch:v1 --remove --live"},
 	} {
 		t.Run(name, func(t *testing.T) { s.breaks(ctx, t, proof.TrustLostReport, c.says, c.strike) })
 	}
