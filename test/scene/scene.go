@@ -106,15 +106,15 @@ func Until(t *testing.T, limit time.Duration, try func() error) {
 // limit, so that a failure tells how long it took in truth.
 func Within(t *testing.T, limit time.Duration, begun time.Time, try func() error) time.Duration {
 	t.Helper()
-	took, last := await(t, 3*limit, begun, try)
+	took, why := await(t, 3*limit, begun, try)
 	if took > limit {
-		t.Errorf("it took %v, more than %v; until then: %v", took.Round(time.Millisecond), limit, last)
+		t.Errorf("it took %v, more than %v; until then: %s", took.Round(time.Millisecond), limit, why)
 	}
 	return took
 }
 
-// await returns how long it took since begun, and the last error before.
-func await(t *testing.T, limit time.Duration, begun time.Time, try func() error) (took time.Duration, last error) {
+// await returns how long it took since begun, and what was wrong until then.
+func await(t *testing.T, limit time.Duration, begun time.Time, try func() error) (took time.Duration, why string) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -123,11 +123,11 @@ func await(t *testing.T, limit time.Duration, begun time.Time, try func() error)
 		took = time.Since(begun)
 		switch {
 		case err == nil:
-			return took, last
+			return took, why
 		case took > limit:
 			t.Fatalf("after %v: %v", took.Round(time.Millisecond), err)
 		}
-		last = err
+		why = err.Error()
 		<-tick.C
 	}
 }
