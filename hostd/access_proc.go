@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"troth/launcher/emulator"
 )
 
 // libvirtDaemon is a running daemon of libvirt's that serves QEMU domains or stands in for one that does.
@@ -38,7 +40,7 @@ func (a Access) daemons() ([]libvirtDaemon, error) {
 			continue
 		}
 		d, err := a.daemon(pid, boot)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ESRCH) {
+		if err != nil && !emulator.Gone(err) {
 			return nil, fmt.Errorf("cannot look at process %d: %w", pid, err)
 		}
 		if err == nil && d.name != "" {
@@ -82,22 +84,10 @@ func (a Access) daemon(pid int, boot time.Time) (libvirtDaemon, error) {
 // clockTicks is USER_HZ, which every Linux shows to programs as 100 (proc(5), sysconf(3)).
 const clockTicks = 100
 
-// startedAt is field 22 of /proc/PID/stat, in ticks after boot; the name in field 2 may hold spaces and parentheses.
+// startedAt is when the process of a directory of /proc was started.
 func startedAt(dir string, boot time.Time) (time.Time, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return time.Time{}, err
-	}
-	s := string(b)
-	f := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
-	if len(f) < 20 {
-		return time.Time{}, errors.New("stat is too short")
-	}
-	ticks, err := strconv.ParseInt(f[19], 10, 64)
-	if err != nil {
-		return time.Time{}, err
-	}
-	return boot.Add(time.Duration(ticks) * (time.Second / clockTicks)), nil
+	ticks, err := emulator.StartTime(dir)
+	return boot.Add(time.Duration(ticks) * (time.Second / clockTicks)), err
 }
 
 // booted is btime of /proc/stat.

@@ -289,7 +289,7 @@ func notLive(err error) (Condition, bool) {
 }
 
 // evidence says since when the hook is known to work. Entries of qemu.d need a person's eye and stop nothing: a veto of ours stands whatever
-// they return, and what they rewrite on migrate or restore is judged at prepare (docs/decisions/0013).
+// they return, and what they rewrite on migrate or restore is judged at prepare (docs/decisions/0010).
 func (l *Liveness) evidence() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -49,18 +49,27 @@ func key(k string) *proof.Refusal {
 	return nil
 }
 
-// CreateLaunch takes a launch up.
-func (h handlers) CreateLaunch(w http.ResponseWriter, r *http.Request, params api.CreateLaunchParams) {
-	var req api.LaunchRequest
-	body, refusal := read(r, &req)
+// order reads a request that is carried out once for its idempotency key, or has refused.
+func (h handlers) order(w http.ResponseWriter, r *http.Request, idempotency string, v any) (body []byte, ok bool) {
+	body, refusal := read(r, v)
 	if refusal == nil {
-		refusal = key(params.IdempotencyKey)
-	}
-	if refusal == nil && req.Action != proof.ActionStart {
-		refusal = proof.Refuse(proof.RequestInvalid, "action: this action is not known", proof.Fact{Name: "action", Want: proof.ActionStart, Got: req.Action})
+		refusal = key(idempotency)
 	}
 	if refusal != nil {
 		h.refuse(w, refusal)
+	}
+	return body, refusal == nil
+}
+
+// CreateLaunch takes a launch up.
+func (h handlers) CreateLaunch(w http.ResponseWriter, r *http.Request, params api.CreateLaunchParams) {
+	var req api.LaunchRequest
+	body, ok := h.order(w, r, params.IdempotencyKey, &req)
+	if !ok {
+		return
+	}
+	if req.Action != proof.ActionStart {
+		h.refuse(w, proof.Refuse(proof.RequestInvalid, "action: this action is not known", proof.Fact{Name: "action", Want: proof.ActionStart, Got: req.Action}))
 		return
 	}
 	h.submit(w, r, params.IdempotencyKey, body, launcher.Request{Token: req.Token, Domain: []byte(req.Domain), Action: req.Action, DryRun: req.DryRun != nil && *req.DryRun})
@@ -81,12 +90,8 @@ func (h handlers) submit(w http.ResponseWriter, r *http.Request, idempotency str
 // RegisterDomain arms a domain.
 func (h handlers) RegisterDomain(w http.ResponseWriter, r *http.Request, params api.RegisterDomainParams) {
 	var req api.RegisterRequest
-	body, refusal := read(r, &req)
-	if refusal == nil {
-		refusal = key(params.IdempotencyKey)
-	}
-	if refusal != nil {
-		h.refuse(w, refusal)
+	body, ok := h.order(w, r, params.IdempotencyKey, &req)
+	if !ok {
 		return
 	}
 	h.submit(w, r, params.IdempotencyKey, body, launcher.Request{Token: req.Token, Domain: []byte(req.Domain), Action: proof.ActionStart, Arm: true})
@@ -145,6 +150,31 @@ func (h handlers) find(w http.ResponseWriter, uuid string) *launcher.Domain {
 	return d
 }
 
+// proved finds a domain that was proved here before and can be launched again, or has refused, with the sentence if it was not.
+func (h handlers) proved(w http.ResponseWriter, uuid, sentence string) *launcher.Domain {
+	d := h.find(w, uuid)
+	if d != nil && d.Request == nil {
+		h.refuse(w, proof.Refuse(proof.NotRegistered, sentence, proof.Fact{Name: "state", Value: d.State}))
+		return nil
+	}
+	return d
+}
+
+// carry does something to a domain that goes on when the caller goes away. It says whether it was done, or has refused.
+func (h handlers) carry(w http.ResponseWriter, r *http.Request, uuid string, within time.Duration, do func(context.Context, string) *proof.Refusal) bool {
+	d := h.find(w, uuid)
+	if d == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), within)
+	defer cancel()
+	refusal := do(ctx, d.UUID)
+	if refusal != nil {
+		h.refuse(w, refusal)
+	}
+	return refusal == nil
+}
+
 // GetDomain shows one domain.
 func (h handlers) GetDomain(w http.ResponseWriter, _ *http.Request, uuid api.UUID) {
 	if d := h.find(w, uuid); d != nil {
@@ -154,17 +184,9 @@ func (h handlers) GetDomain(w http.ResponseWriter, _ *http.Request, uuid api.UUI
 
 // DeleteDomain forgets a domain.
 func (h handlers) DeleteDomain(w http.ResponseWriter, r *http.Request, uuid api.UUID) {
-	d := h.find(w, uuid)
-	if d == nil {
-		return
+	if h.carry(w, r, uuid, time.Minute, h.Daemon.Launcher.Delete) {
+		w.WriteHeader(http.StatusNoContent)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Minute)
-	defer cancel()
-	if refusal := h.Daemon.Launcher.Delete(ctx, d.UUID); refusal != nil {
-		h.refuse(w, refusal)
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
 }
 
 // GetProof gives the proof's exact bytes.
@@ -204,20 +226,12 @@ func (h handlers) WhyDomain(w http.ResponseWriter, _ *http.Request, uuid api.UUI
 // StartDomain launches a domain again as it was proved.
 func (h handlers) StartDomain(w http.ResponseWriter, r *http.Request, uuid api.UUID, params api.StartDomainParams) {
 	var req api.StartRequest
-	body, refusal := read(r, &req)
-	if refusal == nil {
-		refusal = key(params.IdempotencyKey)
-	}
-	if refusal != nil {
-		h.refuse(w, refusal)
+	body, ok := h.order(w, r, params.IdempotencyKey, &req)
+	if !ok {
 		return
 	}
-	d := h.find(w, uuid)
+	d := h.proved(w, uuid, "the domain was never proved here: launch it")
 	if d == nil {
-		return
-	}
-	if d.Request == nil {
-		h.refuse(w, proof.Refuse(proof.NotRegistered, "the domain was never proved here: launch it", proof.Fact{Name: "state", Value: d.State}))
 		return
 	}
 	token := d.TokenText
@@ -229,18 +243,8 @@ func (h handlers) StartDomain(w http.ResponseWriter, r *http.Request, uuid api.U
 
 // StopDomain ends the guest.
 func (h handlers) StopDomain(w http.ResponseWriter, r *http.Request, uuid api.UUID) {
-	d := h.find(w, uuid)
-	if d == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), time.Minute)
-	defer cancel()
-	if refusal := h.Daemon.Launcher.Stop(ctx, d.UUID); refusal != nil {
-		h.refuse(w, refusal)
-		return
-	}
-	if d = h.find(w, uuid); d != nil {
-		h.answer(w, http.StatusOK, domainView(d))
+	if h.carry(w, r, uuid, time.Minute, h.Daemon.Launcher.Stop) {
+		h.GetDomain(w, r, uuid)
 	}
 }
 

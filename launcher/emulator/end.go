@@ -52,7 +52,7 @@ func End(pid int, start uint64, action Action, judge func(*Process) error) error
 	defer held.Close()
 	p, err := At("/proc", pid)
 	switch {
-	case gone(err):
+	case Gone(err):
 		return fmt.Errorf("%w: process %d has ended", ErrNotIt, pid)
 	case err != nil:
 		return err

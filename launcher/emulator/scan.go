@@ -1,7 +1,6 @@
 package emulator
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -90,13 +89,13 @@ func Look(ctx context.Context, proc string, want func(File) bool) (*Scan, error)
 func (s *Scan) add(proc string, pid int, budget *int, want func(File) bool) {
 	p, err := one(proc, pid, budget, want)
 	switch {
-	case gone(err):
+	case Gone(err):
 	case err != nil:
 		s.Unseen++
 		s.Why = err.Error()
 	}
 	switch {
-	case p == nil || gone(err):
+	case p == nil || Gone(err):
 	case p.Emulator():
 		s.Emulators = append(s.Emulators, p)
 	case len(p.Open) > 0:
@@ -121,9 +120,8 @@ func one(proc string, pid int, budget *int, want func(File) bool) (*Process, err
 	if p.Exe, err = os.Readlink(filepath.Join(dir, "exe")); err != nil {
 		return fail("executable", err) // a kernel thread has none: it counts as gone
 	}
-	name := filepath.Base(strings.TrimSuffix(p.Exe, " (deleted)"))
-	p.Named = strings.HasPrefix(name, "qemu-system-") || name == "qemu-kvm"
-	if p.Start, err = startTime(dir); err != nil {
+	p.Named = Named(p.Exe)
+	if p.Start, err = StartTime(dir); err != nil {
 		return fail("start time", err)
 	}
 	// Arguments are everybody's to read, descriptors are not: what can be known is known first.
@@ -144,7 +142,7 @@ func one(proc string, pid int, budget *int, want func(File) bool) (*Process, err
 		}
 	}
 	// The same process from first to last.
-	if again, err := startTime(dir); err != nil || again != p.Start {
+	if again, err := StartTime(dir); err != nil || again != p.Start {
 		return fail("start time", errors.Join(fs.ErrNotExist, err))
 	}
 	return p, nil
@@ -160,11 +158,6 @@ func (p *Process) identify(dir string) error {
 	args, err := arguments(dir)
 	p.UUIDs, p.Guest = identities(args), hasChannel(args)
 	return err
-}
-
-// gone: the process ended while we looked, or is a kernel thread.
-func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
 }
 
 // descriptors reads what the process has open. Of a process that is no emulator only the wanted files are kept.
@@ -212,7 +205,7 @@ func (p *Process) descriptors(dir string, budget *int, want func(File) bool) err
 
 func (p *Process) descriptor(link string, want func(File) bool, kept *[]File) error {
 	path, err := os.Readlink(link)
-	if gone(err) {
+	if Gone(err) {
 		return nil // closed meanwhile
 	}
 	if err != nil {
@@ -227,7 +220,7 @@ func (p *Process) descriptor(link string, want func(File) bool, kept *[]File) er
 	}
 	var st syscall.Stat_t
 	err = syscall.Stat(link, &st) // follows to the open file itself, whatever its path is now
-	if gone(err) {
+	if Gone(err) {
 		return nil
 	}
 	if err != nil {
@@ -240,20 +233,6 @@ func (p *Process) descriptor(link string, want func(File) bool, kept *[]File) er
 		*kept = append(*kept, File{Path: path, Dev: st.Dev, Ino: st.Ino, Block: st.Rdev})
 	}
 	return nil
-}
-
-// startTime reads field 22 of /proc/PID/stat; the name in field 2 may hold spaces and parentheses.
-func startTime(dir string) (uint64, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return 0, err
-	}
-	i := bytes.LastIndexByte(b, ')')
-	f := strings.Fields(string(b[i+1:]))
-	if i < 0 || len(f) < 20 {
-		return 0, errors.New("stat is too short")
-	}
-	return strconv.ParseUint(f[19], 10, 64)
 }
 
 func arguments(dir string) ([]string, error) {

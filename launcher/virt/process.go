@@ -1,7 +1,6 @@
 package virt
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"troth/launcher/emulator"
 )
 
 // ErrNoProcess and ErrManyProcesses: not exactly one emulator runs for a UUID.
@@ -56,7 +57,7 @@ func findProcess(proc, uuid string) (*Process, error) {
 			continue // not a process
 		}
 		is, err := runs(filepath.Join(proc, d.Name()), uuid)
-		if err != nil && !gone(err) {
+		if err != nil && !emulator.Gone(err) {
 			return nil, fmt.Errorf("cannot look at process %d: %w", pid, err)
 		}
 		if is {
@@ -72,11 +73,6 @@ func findProcess(proc, uuid string) (*Process, error) {
 	return nil, fmt.Errorf("%w: %s: pids %v", ErrManyProcesses, uuid, found)
 }
 
-// gone: the process ended while we looked.
-func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
-}
-
 // runs says whether the process is an emulator with this UUID: by its executable's name, so that nobody takes part
 // by arguments alone, and by -uuid, which libvirt always passes.
 func runs(dir, uuid string) (bool, error) {
@@ -89,11 +85,7 @@ func runs(dir, uuid string) (bool, error) {
 		return false, nil
 	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
-	if err != nil {
-		return false, err
-	}
-	name := filepath.Base(strings.TrimSuffix(exe, " (deleted)"))
-	return strings.HasPrefix(name, "qemu-system-") || name == "qemu-kvm", nil
+	return err == nil && emulator.Named(exe), err
 }
 
 func arguments(dir string) ([]string, error) {
@@ -107,14 +99,14 @@ func arguments(dir string) ([]string, error) {
 func readProcess(proc string, pid int) (*Process, error) {
 	dir := filepath.Join(proc, strconv.Itoa(pid))
 	fail := func(what string, err error) (*Process, error) {
-		if gone(err) {
+		if emulator.Gone(err) {
 			err = errors.Join(ErrNoProcess, err)
 		}
 		return nil, fmt.Errorf("cannot read %s of process %d: %w", what, pid, err)
 	}
 	p := &Process{PID: pid}
 	var err error
-	if p.Start, err = startTime(dir); err != nil {
+	if p.Start, err = emulator.StartTime(dir); err != nil {
 		return fail("start time", err)
 	}
 	var st syscall.Stat_t
@@ -135,7 +127,7 @@ func readProcess(proc string, pid int) (*Process, error) {
 		return fail("arguments", err)
 	}
 	// The same process from first to last.
-	if again, err := startTime(dir); err != nil || again != p.Start {
+	if again, err := emulator.StartTime(dir); err != nil || again != p.Start {
 		return fail("start time", errors.Join(ErrNoProcess, err))
 	}
 	return p, nil
@@ -155,20 +147,6 @@ func (p *Process) Loads() string {
 	return ""
 }
 
-// startTime reads field 22 of /proc/PID/stat; the name in field 2 may hold spaces and parentheses.
-func startTime(dir string) (uint64, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if err != nil {
-		return 0, err
-	}
-	i := bytes.LastIndexByte(b, ')')
-	f := strings.Fields(string(b[i+1:]))
-	if i < 0 || len(f) < 20 {
-		return 0, errors.New("stat is too short")
-	}
-	return strconv.ParseUint(f[19], 10, 64)
-}
-
 // openFiles lists the regular files and block devices behind /proc/PID/fd: the images, and also a log or a pid
 // file, which are not images and which the caller knows by their path.
 func openFiles(dir string) ([]File, error) {
@@ -180,7 +158,7 @@ func openFiles(dir string) ([]File, error) {
 	for _, fd := range fds {
 		link := filepath.Join(dir, "fd", fd.Name())
 		f, err := stat(link) // follows to the open file itself, whatever its path is now
-		if gone(err) {
+		if emulator.Gone(err) {
 			continue // closed meanwhile
 		}
 		if err != nil {

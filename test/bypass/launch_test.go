@@ -7,22 +7,17 @@ import (
 	"testing"
 
 	"troth/test/lab"
+	"troth/test/scene"
 )
 
 // TestUnprivilegedLaunch launches a proven guest on a host as it is installed: troth-hostd runs as the user and with the capabilities
 // of its unit, libvirt asks polkit, and an operator who may do everything with libvirt cannot touch the guest.
 func TestUnprivilegedLaunch(t *testing.T) {
 	s := newStage(t)
-	ctx, l, h, dir := s.ctx, s.lab, s.host, s.dir
+	ctx, h := s.ctx, s.Host
 	const id = "6cf3a1f8-0f41-4f6e-9a5e-6f8f7a2b9c11"
-	tenant, engine, do := s.tenant, s.engine, s.do
-	g := l.Guest
-	s.token("g")
 	// An image as libvirt leaves images: of another owner, readable by nobody else.
-	kernel, err := os.ReadFile(filepath.Join(g.Outside, "vmlinuz"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	kernel := scene.Must[[]byte](t)(os.ReadFile(filepath.Join(s.Lab.Guest.Outside, "vmlinuz")))
 	const private = "/var/lib/libvirt/images/vmlinuz"
 	if err := os.MkdirAll(filepath.Dir(h.Path(private)), 0o711); err != nil {
 		t.Fatal(err)
@@ -30,20 +25,13 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	if err := os.WriteFile(h.Path(private), kernel, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	xml := g.XML(lab.Domain{Name: "bound", UUID: id, Kernel: private})
-	if err := os.WriteFile(filepath.Join(dir, "g.xml"), []byte(xml), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	do(engine, nil, "domain", "launch", "--token", "g.token", "--domain", "g.xml", "--wait", "--proof-out", "g.proof")
-	do(tenant, nil, "proof", "verify", "--trust", "trust.json", "--key", "g.key", "g.proof")
+	s.Ask(ctx, t, "launch", lab.Domain{Name: "bound", UUID: id, Kernel: private})
+	s.Do(ctx, t, s.Tenant, nil, "proof", "verify", "--trust", "trust.json", "--key", "bound.key", "bound.proof")
 	if err := h.AwaitConsole(ctx, "bound", lab.UserSpaceUp); err != nil {
 		t.Fatal(err)
 	}
-	s.answers(id, "g", "g.proof")
-	status, err := h.Exec(ctx, "sh", "-c", "cat /proc/$(pidof troth-hostd)/status")
-	if err != nil {
-		t.Fatal(err)
-	}
+	s.answers(id, "bound", "bound.proof")
+	status := s.Sh(ctx, t, "cat /proc/$(pidof troth-hostd)/status")
 	// CAP_CHOWN, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE and CAP_LEASE are bits 0, 2, 19 and 28 (capabilities(7)).
 	for _, want := range []string{"Uid:\t64101\t64101\t64101\t64101\n", "CapEff:\t0000000010080005\n", "CapBnd:\t0000000010080005\n", "NoNewPrivs:\t1\n"} {
 		if !strings.Contains(status, want) {
@@ -60,5 +48,5 @@ func TestUnprivilegedLaunch(t *testing.T) {
 	if err != nil || strings.TrimSpace(out) != "running" {
 		t.Errorf("domstate: %q, %v", out, err)
 	}
-	do(engine, nil, "domain", "stop", id)
+	s.Do(ctx, t, s.Engine, nil, "domain", "stop", id)
 }

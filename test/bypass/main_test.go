@@ -18,21 +18,8 @@ func host(t *testing.T, o lab.Options) (*lab.Lab, *lab.Host) {
 	if testing.Short() {
 		t.Skip("makes namespaces: not with -short")
 	}
-	o.Polkit, o.Log = true, logger{t}
-	l, err := lab.New(deadline(t), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		end := l.Close
-		if t.Failed() {
-			t.Logf("the lab's directory stays: %s", l.Dir())
-			end = l.Keep
-		}
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	})
+	o.Polkit = true
+	l := lab.ForTest(deadline(t), t, o)
 	return l, l.Host(1)
 }
 
@@ -40,13 +27,6 @@ func deadline(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-type logger struct{ t *testing.T }
-
-func (l logger) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
 }
 
 // register publishes a registry on a host, as troth-hostd would.
@@ -72,18 +52,6 @@ func uuids(t *testing.T, text ...string) (out [][16]byte) {
 		out = append(out, [16]byte(b))
 	}
 	return out
-}
-
-// until tries until something holds.
-func until(t *testing.T, what string, try func() error) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for err := try(); err != nil; err = try() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 }
 
 func appendTo(t *testing.T, file, text string) {

@@ -7,6 +7,7 @@ package cast
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -172,3 +173,25 @@ func (p *Person) Do(ctx context.Context, h *lab.Host, v any, args ...string) err
 
 // Path is a file of this person.
 func (p *Person) Path(name string) string { return filepath.Join(p.Dir, name) }
+
+// Profile is a profile as a token names it: NAME@DIGEST.
+func (p *Person) Profile(ctx context.Context, h *lab.Host, name string) (string, error) {
+	var shown struct{ Name, Digest string }
+	if err := p.Do(ctx, h, &shown, "profile", "show", name); err != nil {
+		return "", err
+	}
+	return shown.Name + "@" + shown.Digest, nil
+}
+
+// FetchTrust pins the verifier's keys, in trust.json.
+func (p *Person) FetchTrust(ctx context.Context, h *lab.Host) error {
+	return p.Do(ctx, h, nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
+}
+
+// NewToken is the command that makes a token for what a domain boots: the lab's guest, or other files of the guest's directory.
+func NewToken(g *lab.Guest, d lab.Domain, profile, key, token string, more ...string) []string {
+	outside := func(inside string) string { return filepath.Join(g.Outside, filepath.Base(inside)) }
+	return append([]string{"token", "new", "--trust", "trust.json", "--profile", profile, "--kernel", outside(cmp.Or(d.Kernel, g.Kernel)),
+		"--initrd", outside(cmp.Or(d.Initrd, g.Initrd)), "--cmdline", cmp.Or(d.CommandLine, g.CommandLine), "--interactive", "no",
+		"--key-out", key, "--token-out", token}, more...)
+}

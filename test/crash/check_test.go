@@ -50,7 +50,7 @@ func (s *stage) state(ctx context.Context, launch string) (string, error) {
 			return "", fmt.Errorf("proved with link %s, and the verifier has %+v", d.Link, *c)
 		}
 		// Asked for last: hostd learns only a moment later that a guest was ended.
-		state, err := s.host.Virsh(ctx, "domstate", uuid)
+		state, err := s.Host.Virsh(ctx, "domstate", uuid)
 		if err != nil {
 			return "", err
 		}
@@ -73,12 +73,12 @@ func (s *stage) state(ctx context.Context, launch string) (string, error) {
 
 // check proves what must hold of a host that has settled, by libvirt, the files and the tenant.
 func (s *stage) check(ctx context.Context, end string) error {
-	list, err := s.host.Virsh(ctx, "list", "--uuid")
+	list, err := s.Host.Virsh(ctx, "list", "--uuid")
 	if err != nil {
 		return err
 	}
 	live := strings.Contains(list, uuid)
-	if secrets, err := filepath.Glob(s.host.Path("/run/troth/guest") + "/*.secret"); err != nil || len(secrets) != 0 {
+	if secrets, err := filepath.Glob(s.Host.Path("/run/troth/guest") + "/*.secret"); err != nil || len(secrets) != 0 {
 		return fmt.Errorf("a guest's secret is left: %v %w", secrets, err)
 	}
 	if end == "gone" {
@@ -99,7 +99,7 @@ func (s *stage) definedAs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	all, err := s.host.Virsh(ctx, "list", "--all", "--uuid")
+	all, err := s.Host.Virsh(ctx, "list", "--all", "--uuid")
 	if err != nil {
 		return err
 	}
@@ -111,20 +111,20 @@ func (s *stage) definedAs(ctx context.Context) error {
 
 // verified lets the tenant check the proof that hostd keeps.
 func (s *stage) verified(ctx context.Context) error {
-	a, err := s.tenant.Troth(ctx, s.host, "domain", "proof", uuid, "--out", "now.proof")
+	a, err := s.Tenant.Troth(ctx, s.Host, "domain", "proof", uuid, "--out", "now.proof")
 	if err != nil {
 		return err
 	}
 	if err := a.Err(); err != nil {
 		return err
 	}
-	defer os.Remove(s.tenant.Path("now.proof"))
-	return s.tenant.Do(ctx, s.host, nil, "proof", "verify", "--trust", "trust.json", "--key", s.key(), "now.proof")
+	defer os.Remove(s.Tenant.Path("now.proof"))
+	return s.Tenant.Do(ctx, s.Host, nil, "proof", "verify", "--trust", "trust.json", "--key", s.key(), "now.proof")
 }
 
 func (s *stage) key() string {
 	for _, file := range []string{"crash", "full"} {
-		if b, err := os.ReadFile(s.tenant.Path(file + ".token")); err == nil && strings.TrimSpace(string(b)) == s.token {
+		if b, err := os.ReadFile(s.Tenant.Path(file + ".token")); err == nil && strings.TrimSpace(string(b)) == s.token {
 			return file + ".key"
 		}
 	}

@@ -30,18 +30,13 @@ func (s *stage) fullDisk(ctx context.Context, t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sh := func(script string) {
-		t.Helper()
-		_, err := s.host.Exec(ctx, "sh", "-c", script)
-		do(err)
-	}
 	do(s.rest(ctx, false, true))
 	do(s.newToken(ctx, "full"))
-	do(s.host.StopHostd(ctx))
-	sh(small)
-	do(s.host.StartHostd(ctx))
-	do(s.host.AwaitReady(ctx))
-	sh(full)
+	do(s.Host.StopHostd(ctx))
+	s.Sh(ctx, t, small)
+	do(s.Host.StartHostd(ctx))
+	do(s.Host.AwaitReady(ctx))
+	s.Sh(ctx, t, full)
 
 	id, err := s.submit(ctx)
 	do(err)
@@ -50,7 +45,7 @@ func (s *stage) fullDisk(ctx context.Context, t *testing.T) {
 	if v.State != "refused" || v.Refusal == nil || v.Refusal.Code != proof.Internal || !strings.Contains(v.Refusal.Detail+v.Refusal.Title, "journal cannot be written") {
 		t.Fatalf("a launch without room for its journal: %s: %+v", v.State, v.Refusal)
 	}
-	all, err := s.host.Virsh(ctx, "list", "--all", "--uuid")
+	all, err := s.Host.Virsh(ctx, "list", "--all", "--uuid")
 	do(err)
 	if strings.Contains(all, uuid) {
 		t.Fatal("libvirt has heard of it")
@@ -61,7 +56,7 @@ func (s *stage) fullDisk(ctx context.Context, t *testing.T) {
 		t.Fatalf("the verifier has heard of it: %+v", c)
 	}
 
-	sh("rm /var/lib/troth/filler")
+	s.Sh(ctx, t, "rm /var/lib/troth/filler")
 	do(s.launched(ctx))
 	end, err := s.settled(ctx, "")
 	do(err)
@@ -71,18 +66,18 @@ func (s *stage) fullDisk(ctx context.Context, t *testing.T) {
 	do(s.check(ctx, end))
 
 	// Stopped while the disk is full, the guest is gone; its link is closed when there is room.
-	sh(full)
+	s.Sh(ctx, t, full)
 	// Whether it can be noted depends on what is left of the journal's last page.
 	noted := s.call(ctx, "POST", "/v1/domains/"+uuid+"/stop", "", nil, nil)
 	t.Logf("a stop on a full disk: %v", noted)
-	sh("rm /var/lib/troth/filler")
+	s.Sh(ctx, t, "rm /var/lib/troth/filler")
 	end, err = s.settledAs(ctx, "gone")
 	do(err)
 	do(s.check(ctx, end))
 	do(s.rest(ctx, false, true))
-	do(s.host.StopHostd(ctx))
-	sh("umount /var/lib/troth")
-	do(s.host.StartHostd(ctx))
+	do(s.Host.StopHostd(ctx))
+	s.Sh(ctx, t, "umount /var/lib/troth")
+	do(s.Host.StartHostd(ctx))
 }
 
 // settledAs waits for one of the two states.

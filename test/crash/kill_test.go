@@ -102,10 +102,10 @@ func (s *stage) once(ctx context.Context, m moment, d daemon, random *rand.Rand)
 	if err != nil {
 		return "", 0, err
 	}
-	if err := d.kill(s.host, ctx); err != nil {
+	if err := d.kill(s.Host, ctx); err != nil {
 		return "", 0, err
 	}
-	if err := d.start(s.host, ctx); err != nil {
+	if err := d.start(s.Host, ctx); err != nil {
 		return "", 0, err
 	}
 	back := time.Now()
@@ -116,7 +116,7 @@ func (s *stage) once(ctx context.Context, m moment, d daemon, random *rand.Rand)
 		err = s.check(ctx, end)
 	}
 	if err == nil {
-		err = s.host.AwaitReady(ctx)
+		err = s.Host.AwaitReady(ctx)
 	}
 	if !hit {
 		end = ""
@@ -126,13 +126,13 @@ func (s *stage) once(ctx context.Context, m moment, d daemon, random *rand.Rand)
 
 // audited follows the chain of the audit log, which every kill of hostd may have torn, and looks whether it tells what happened.
 func (s *stage) audited(ctx context.Context, t *testing.T, n int) {
-	out, err := s.host.Exec(ctx, "/opt/troth/bin/troth-hostd", "audit", "verify")
+	out, err := s.Host.Exec(ctx, "/opt/troth/bin/troth-hostd", "audit", "verify")
 	if err != nil {
 		t.Errorf("the audit log: %v: %s", err, out)
 		return
 	}
 	t.Logf("the audit log: %s", out)
-	log, err := s.host.Exec(ctx, "/opt/troth/bin/troth-hostd", "audit", "show")
+	log, err := s.Host.Exec(ctx, "/opt/troth/bin/troth-hostd", "audit", "show")
 	if err != nil {
 		t.Error(err)
 	}

@@ -26,7 +26,7 @@ func wrote(what string) func(*stage) bool {
 
 func there(path string) func(*stage) bool {
 	return func(s *stage) bool {
-		info, err := os.Stat(s.host.Path(path))
+		info, err := os.Stat(s.Host.Path(path))
 		return err == nil && info.ModTime().After(s.began)
 	}
 }
@@ -49,7 +49,7 @@ var moments = []moment{
 
 // fresh is what the journal got since the step began. It is read, not watched: a watch tells later than the next step comes.
 func (s *stage) fresh() []byte {
-	f, err := os.Open(s.host.Path("/var/lib/troth/journal/launches"))
+	f, err := os.Open(s.Host.Path("/var/lib/troth/journal/launches"))
 	if err != nil {
 		return nil
 	}

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"troth/proof"
 	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/scene"
 )
 
 const (
@@ -26,76 +26,31 @@ const (
 
 // stage is a lab with one host, one domain and one token.
 type stage struct {
-	lab          *lab.Lab
-	host         *lab.Host
-	tenant       *cast.Person
+	*scene.Scene
 	hostd, judge *http.Client
-	profile, xml string
-	token        string
+	xml, token   string
 	launches     int
 	began        time.Time // of the running step
 	journalled   int64     // size of the journal then
 }
 
 func newStage(ctx context.Context, t *testing.T) *stage {
-	l, err := lab.New(ctx, lab.Options{Hosts: 1, Until: lab.Ready, Log: logger{t}, Binaries: os.Getenv("TROTH_LAB_BINARIES")})
-	if err != nil {
+	s := &stage{Scene: scene.New(ctx, t, lab.Options{})}
+	s.hostd, s.judge = s.Host.UnixClient(), scene.Must[*http.Client](t)(s.Lab.Client("operator"))
+	s.xml = s.Lab.Guest.XML(lab.Domain{Name: name, UUID: uuid})
+	if err := s.newToken(ctx, name); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		end := l.Close
-		if t.Failed() {
-			t.Logf("the lab's logs stay in %s", l.Dir())
-			end = l.Keep
-		}
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := &stage{lab: l, host: l.Host(1)}
-	s.hostd = s.host.UnixClient()
-	if s.judge, err = l.Client("operator"); err != nil {
-		t.Fatal(err)
-	}
-	if s.tenant, err = cast.New(l, lab.RoleTenant, t.TempDir()); err != nil {
-		t.Fatal(err)
-	}
-	operator, err := cast.New(l, lab.RoleOperator, t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var p struct{ Name, Digest string }
-	err = operator.Do(ctx, s.host, &p, "profile", "show", "lab")
-	if err == nil {
-		s.profile = p.Name + "@" + p.Digest
-		err = s.tenant.Do(ctx, s.host, nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
-	}
-	if err == nil {
-		err = s.newToken(ctx, "crash")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.xml = l.Guest.XML(lab.Domain{Name: name, UUID: uuid})
 	return s
-}
-
-type logger struct{ t *testing.T }
-
-func (l logger) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
 }
 
 // newToken lets the tenant make the token that launches use from now on.
 func (s *stage) newToken(ctx context.Context, file string) error {
-	g := s.lab.Guest
-	err := s.tenant.Do(ctx, s.host, nil, "token", "new", "--trust", "trust.json", "--profile", s.profile, "--kernel", filepath.Join(g.Outside, "vmlinuz"),
-		"--initrd", filepath.Join(g.Outside, "initrd"), "--cmdline", g.CommandLine, "--interactive", "no", "--key-out", file+".key", "--token-out", file+".token")
+	err := s.Tenant.Do(ctx, s.Host, nil, cast.NewToken(s.Lab.Guest, lab.Domain{}, s.Profile, file+".key", file+".token")...)
 	if err != nil {
 		return err
 	}
-	b, err := os.ReadFile(s.tenant.Path(file + ".token"))
+	b, err := os.ReadFile(s.Tenant.Path(file + ".token"))
 	s.token = strings.TrimSpace(string(b))
 	return err
 }
@@ -185,7 +140,7 @@ func (s *stage) domain(ctx context.Context) (*domainView, error) {
 // chain is the token's chain as the verifier has it.
 func (s *stage) chain(ctx context.Context) (*chainView, error) {
 	c := &chainView{State: "free"}
-	err := lab.Call(ctx, s.judge, "GET", s.lab.Verifier.URL()+"/v1/chains/"+proof.TokenDigest(s.token).String(), nil, c)
+	err := lab.Call(ctx, s.judge, "GET", s.Lab.Verifier.URL()+"/v1/chains/"+proof.TokenDigest(s.token).String(), nil, c)
 	if missing(err) {
 		return &chainView{State: "free"}, nil
 	}
@@ -260,7 +215,7 @@ func (s *stage) launched(ctx context.Context) error {
 
 // mark remembers how the host is before a step.
 func (s *stage) mark() error {
-	info, err := os.Stat(s.host.Path("/var/lib/troth/journal/launches"))
+	info, err := os.Stat(s.Host.Path("/var/lib/troth/journal/launches"))
 	if err != nil {
 		return err
 	}

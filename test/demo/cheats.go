@@ -163,122 +163,75 @@ func (s *story) foreignVerdict(ctx context.Context) error {
 
 // kernelBefore puts another kernel in the place of the tenant's before the launch.
 func (s *story) kernelBefore(ctx context.Context) error {
-	path, undo, err := s.replaceable("vmlinuz")
-	if err != nil {
-		return err
-	}
-	token, _, err := s.token(ctx, order{})
-	if err != nil {
-		return err
-	}
-	if err := flipByte(path); err != nil {
-		return err
-	}
-	file, err := s.domain(lab.Domain{Name: "guest-kernel", UUID: uuid(900), Kernel: s.inside(path)})
-	if err != nil {
-		return err
-	}
-	a, err := s.launch(ctx, s.good, token, file, "never.proof")
-	if err != nil {
-		return err
-	}
-	s.expectRefusal(a, proof.TokenConstraint, "kernel")
-	if err := undo(); err != nil {
-		return err
-	}
-	return s.honest(ctx, s.good)
+	d := lab.Domain{Name: "guest-kernel", UUID: uuid(900), Kernel: s.inside("vmlinuz")}
+	return s.replaced(ctx, "vmlinuz", d, func(path, token, file string) error {
+		if err := flipByte(path); err != nil {
+			return err
+		}
+		return s.refused(ctx, s.good, token, file, proof.TokenConstraint, "kernel")
+	})
 }
 
 // kernelAfter swaps the kernel while the release is under way: it was measured already, and libvirt has not opened it yet.
 func (s *story) kernelAfter(ctx context.Context) error {
-	path, undo, err := s.replaceable("vmlinuz")
-	if err != nil {
-		return err
-	}
-	token, _, err := s.token(ctx, order{})
-	if err != nil {
-		return err
-	}
-	file, err := s.domain(lab.Domain{Name: "guest-swap", UUID: uuid(901), Kernel: s.inside(path)})
-	if err != nil {
-		return err
-	}
-	measured := s.relay.Hold("/v1/releases")
-	type ended struct {
-		a   *cast.Answer
-		err error
-	}
-	done := make(chan ended, 1)
-	go func() {
-		a, err := s.launch(ctx, s.good, token, file, "never.proof")
-		done <- ended{a, err}
-	}()
-	select {
-	case <-measured:
-		s.say("the kernel is measured; now it is swapped")
-	case e := <-done:
+	d := lab.Domain{Name: "guest-swap", UUID: uuid(901), Kernel: s.inside("vmlinuz")}
+	return s.replaced(ctx, "vmlinuz", d, func(path, token, file string) error {
+		measured := s.relay.Hold("/v1/releases")
+		type ended struct {
+			a   *cast.Answer
+			err error
+		}
+		done := make(chan ended, 1)
+		go func() {
+			a, err := s.launch(ctx, s.good, token, file, "never.proof")
+			done <- ended{a, err}
+		}()
+		select {
+		case <-measured:
+			s.say("the kernel is measured; now it is swapped")
+		case e := <-done:
+			s.relay.Release("/v1/releases")
+			s.expect(false, "the launch came as far as the release: %v", e)
+			return e.err
+		}
+		err := swap(path)
 		s.relay.Release("/v1/releases")
-		s.expect(false, "the launch came as far as the release: %v", e)
-		return e.err
-	}
-	err = swap(path)
-	s.relay.Release("/v1/releases")
-	if err != nil {
-		return err
-	}
-	e := <-done
-	if e.err != nil {
-		return e.err
-	}
-	s.expectRefusal(e.a, proof.ImageChanged)
-	s.nothingLeft(ctx, uuid(901))
-	if err := undo(); err != nil {
-		return err
-	}
-	return s.honest(ctx, s.good)
+		if err != nil {
+			return err
+		}
+		e := <-done
+		if e.err != nil {
+			return e.err
+		}
+		s.expectRefusal(e.a, proof.ImageChanged)
+		s.nothingLeft(ctx, d.UUID)
+		return nil
+	})
 }
 
 // enginesInitrd boots the engine's own initrd with the tenant's token.
 func (s *story) enginesInitrd(ctx context.Context) error {
-	token, _, err := s.token(ctx, order{})
-	if err != nil {
-		return err
-	}
-	path, undo, err := s.replaceable("initrd")
-	if err != nil {
-		return err
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(path, append(b, "the engine's own"...), 0o644); err != nil {
-		return err
-	}
-	file, err := s.domain(lab.Domain{Name: "guest-initrd", UUID: uuid(902), Initrd: s.inside(path)})
-	if err != nil {
-		return err
-	}
-	a, err := s.launch(ctx, s.good, token, file, "never.proof")
-	if err != nil {
-		return err
-	}
-	s.expectRefusal(a, proof.TokenConstraint, "initrd")
-	s.nothingLeft(ctx, uuid(902))
-	if err := undo(); err != nil {
-		return err
-	}
-	return s.honest(ctx, s.good)
+	d := lab.Domain{Name: "guest-initrd", UUID: uuid(902), Initrd: s.inside("initrd")}
+	return s.replaced(ctx, "initrd", d, func(path, token, file string) error {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, append(b, "the engine's own"...), 0o644); err != nil {
+			return err
+		}
+		if err := s.refused(ctx, s.good, token, file, proof.TokenConstraint, "initrd"); err != nil {
+			return err
+		}
+		s.nothingLeft(ctx, d.UUID)
+		return nil
+	})
 }
 
 // secondHost uses a token on the other host while its domain runs on the first.
 func (s *story) secondHost(ctx context.Context) error {
-	token, _, err := s.token(ctx, order{})
-	if err != nil {
-		return err
-	}
 	d := lab.Domain{Name: "guest-twice", UUID: uuid(903)}
-	file, err := s.domain(d)
+	token, file, err := s.prepare(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -287,11 +240,9 @@ func (s *story) secondHost(ctx context.Context) error {
 		return err
 	}
 	s.expect(a.Exit == 0, "the first use is honest (exit %d)", a.Exit)
-	a, err = s.launch(ctx, s.other, token, file, "never.proof")
-	if err != nil {
+	if err := s.refused(ctx, s.other, token, file, proof.TokenUsed); err != nil {
 		return err
 	}
-	s.expectRefusal(a, proof.TokenUsed)
 	if err := s.stop(ctx, s.good, d.UUID); err != nil {
 		return err
 	}
@@ -342,19 +293,33 @@ func (s *story) nothingLeft(ctx context.Context, uuid string) {
 	s.expect(err == nil && !strings.Contains(out, uuid), "nothing of it stays defined or running")
 }
 
-// replaceable copies one of the guest's files to a place of its own, so that an honest launch beside it is untouched.
-func (s *story) replaceable(name string) (path string, undo func() error, err error) {
-	path = filepath.Join(s.lab.Guest.Outside, "cheat-"+name)
+// replaced lets a cheat work on a copy of one of the guest's files, which a domain boots with a token that pins the original, so
+// that an honest launch beside it is untouched. Then the copy goes, and honest work goes on.
+func (s *story) replaced(ctx context.Context, name string, d lab.Domain, cheat func(path, token, file string) error) error {
 	b, err := os.ReadFile(filepath.Join(s.lab.Guest.Outside, name))
 	if err != nil {
-		return "", nil, err
+		return err
 	}
-	return path, func() error { return os.Remove(path) }, os.WriteFile(path, b, 0o644)
+	path := filepath.Join(s.lab.Guest.Outside, "cheat-"+name)
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		return err
+	}
+	token, file, err := s.prepare(ctx, d)
+	if err != nil {
+		return err
+	}
+	if err := cheat(path, token, file); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return s.honest(ctx, s.good)
 }
 
-// inside is a file of the guest's directory as hosts see it.
-func (s *story) inside(path string) string {
-	return filepath.Join(filepath.Dir(s.lab.Guest.Kernel), filepath.Base(path))
+// inside is the copy of one of the guest's files as hosts see it.
+func (s *story) inside(name string) string {
+	return filepath.Join(filepath.Dir(s.lab.Guest.Kernel), "cheat-"+name)
 }
 
 // flipByte changes one byte in the middle of a file.

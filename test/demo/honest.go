@@ -107,13 +107,13 @@ func (s *story) imported(ctx context.Context) (*cast.Answer, error) {
 // pin lets the tenant pin the verifier's root.
 func (s *story) pin(ctx context.Context) error {
 	s.chapter("The tenant pins the verifier's root key, and trusts nobody else")
-	return s.tenant.Do(ctx, s.good, nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
+	return s.tenant.FetchTrust(ctx, s.good)
 }
 
 // order lets the tenant make a token, offline.
 func (s *story) order(ctx context.Context) error {
 	s.chapter("The tenant makes a token: a nonce, and what may run with it")
-	token, _, err := s.token(ctx, order{})
+	token, _, err := s.token(ctx)
 	if err != nil {
 		return err
 	}

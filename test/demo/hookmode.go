@@ -43,7 +43,7 @@ func (s *story) hookMode(ctx context.Context) error {
 
 // register makes a token for a domain and has the host arm it; it returns the tenant's record.
 func (s *story) register(ctx context.Context, d lab.Domain) (key string, err error) {
-	token, key, err := s.token(ctx, order{})
+	token, key, err := s.token(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -170,7 +170,7 @@ func (s *story) stray(ctx context.Context) error {
 	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o644); err != nil {
 		return err
 	}
-	token, _, err := s.token(ctx, order{disk: disk})
+	token, _, err := s.token(ctx, "--disk", "vda=initial:"+disk)
 	if err != nil {
 		return err
 	}

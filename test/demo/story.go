@@ -125,38 +125,40 @@ func (s *story) expectRefusal(a *cast.Answer, code proof.Code, facts ...string) 
 	s.expect(r.Remedy != "", "a remedy is given")
 }
 
-// order is what a tenant asks for; the zero value pins the lab's guest.
-type order struct {
-	kernel, initrd string // pinned files, as seen outside
-	disk           string // a raw disk vda, as seen outside; none if empty
-}
-
-// token makes a token and the tenant's record of it: files NAME.token and NAME.key, or token and nonce.key for the first.
-func (s *story) token(ctx context.Context, o order) (token, key string, err error) {
+// token makes a token for the lab's guest and the tenant's record of it: files token-N and nonce-N.key, or token and nonce.key for the first;
+// more are words for the token.
+func (s *story) token(ctx context.Context, more ...string) (token, key string, err error) {
 	s.tokens++
 	token, key = "token", "nonce.key"
 	if s.tokens > 1 {
 		token, key = fmt.Sprintf("token-%d", s.tokens), fmt.Sprintf("nonce-%d.key", s.tokens)
 	}
-	g := s.lab.Guest
-	if o.kernel == "" {
-		o.kernel = filepath.Join(g.Outside, "vmlinuz")
-	}
-	if o.initrd == "" {
-		o.initrd = filepath.Join(g.Outside, "initrd")
-	}
-	args := []string{"token", "new", "--trust", "trust.json", "--profile", s.profile, "--kernel", o.kernel,
-		"--initrd", o.initrd, "--cmdline", g.CommandLine, "--interactive", "no", "--expiry", "1h", "--key-out", key, "--token-out", token}
-	if o.disk != "" {
-		args = append(args, "--disk", "vda=initial:"+o.disk)
-	}
-	return token, key, s.tenant.Do(ctx, s.good, nil, args...)
+	more = append([]string{"--expiry", "1h"}, more...)
+	return token, key, s.tenant.Do(ctx, s.good, nil, cast.NewToken(s.lab.Guest, lab.Domain{}, s.profile, key, token, more...)...)
 }
 
 // domain writes a domain's XML and returns its file and UUID.
 func (s *story) domain(d lab.Domain) (file string, err error) {
 	file = d.Name + ".xml"
 	return file, os.WriteFile(s.engine.Path(file), []byte(s.lab.Guest.XML(d)), 0o644)
+}
+
+// refused lets the engine launch a domain, and expects a refusal.
+func (s *story) refused(ctx context.Context, h *lab.Host, token, domain string, code proof.Code, facts ...string) error {
+	a, err := s.launch(ctx, h, token, domain, "never.proof")
+	if err == nil {
+		s.expectRefusal(a, code, facts...)
+	}
+	return err
+}
+
+// prepare makes a fresh token, and the file of a domain to be launched with it.
+func (s *story) prepare(ctx context.Context, d lab.Domain) (token, file string, err error) {
+	if token, _, err = s.token(ctx); err != nil {
+		return "", "", err
+	}
+	file, err = s.domain(d)
+	return token, file, err
 }
 
 // launch lets the engine launch a domain with a token.
@@ -166,12 +168,8 @@ func (s *story) launch(ctx context.Context, h *lab.Host, token, domain, proofFil
 
 // attempt makes a fresh token and domain and launches it: what an honest engine would do now.
 func (s *story) attempt(ctx context.Context, h *lab.Host) (a *cast.Answer, d lab.Domain, err error) {
-	token, _, err := s.token(ctx, order{})
-	if err != nil {
-		return nil, d, err
-	}
-	d = lab.Domain{Name: fmt.Sprintf("guest-%d", s.tokens), UUID: uuid(s.tokens)}
-	file, err := s.domain(d)
+	d = lab.Domain{Name: fmt.Sprintf("guest-%d", s.tokens+1), UUID: uuid(s.tokens + 1)}
+	token, file, err := s.prepare(ctx, d)
 	if err != nil {
 		return nil, d, err
 	}

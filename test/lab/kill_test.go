@@ -26,7 +26,7 @@ func TestLabOwner(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	l := newLab(t, Options{Dir: dir, Hosts: 2, Until: Verifying, Binaries: os.Getenv("TROTH_LAB_BINARIES")})
+	l := newLab(t, Options{Dir: dir, Hosts: 2, Until: Verifying})
 	h := l.Host(1)
 	domain := l.Guest.XML(Domain{Name: "guest", UUID: nodeUUID("guest")})
 	if err := writeFile(h.Path("/tmp/guest.xml"), domain, 0o644); err != nil {

@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -29,26 +28,11 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// newLab builds a lab for a test and removes it when the test has passed; after a failure its directory stays.
+// newLab builds a lab for a test that makes namespaces.
 func newLab(t *testing.T, o Options) *Lab {
 	t.Helper()
 	needRoot(t)
-	o.Log = testLog{t}
-	l, err := New(testContext(t), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		end := l.Close
-		if t.Failed() {
-			t.Logf("the lab's directory stays: %s", l.Dir())
-			end = l.Keep
-		}
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	})
-	return l
+	return ForTest(testContext(t), t, o)
 }
 
 func testContext(t *testing.T) context.Context {
@@ -57,17 +41,10 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-type testLog struct{ t *testing.T }
-
-func (w testLog) Write(b []byte) (int, error) {
-	w.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
-}
-
 // TestLabGuestBoots boots the lab's guest under each host's libvirtd, waits for its user space, and lets it answer a
 // challenge on the channel with the secret that it was given.
 func TestLabGuestBoots(t *testing.T) {
-	l := newLab(t, Options{Hosts: 2, Until: Libvirt, Binaries: os.Getenv("TROTH_LAB_BINARIES")})
+	l := newLab(t, Options{Hosts: 2, Until: Libvirt})
 	ctx := testContext(t)
 	for _, h := range l.Hosts() {
 		credential := &proof.GuestCredential{Link: proof.Digest{1}, Secret: proof.NewSecret(bytes.Repeat([]byte{7}, 32))}
@@ -139,7 +116,7 @@ func ask1(t *testing.T, path string, challenge []byte) (proof.Digest, []byte) {
 
 // TestLabVerifier starts the verifier and reaches it with and without a certificate, from outside and from a host.
 func TestLabVerifier(t *testing.T) {
-	l := newLab(t, Options{Until: Verifying, Binaries: os.Getenv("TROTH_LAB_BINARIES")})
+	l := newLab(t, Options{Until: Verifying})
 	ctx := testContext(t)
 	var hosts []struct{ Name string }
 	if err := l.operate(ctx, "GET", "/v1/hosts", nil, &hosts); err != nil || len(hosts) != 0 {
@@ -184,7 +161,7 @@ func TestLabVerifier(t *testing.T) {
 // TestLabReady brings two hosts all the way up: what they attested is what the lab computed from its boot script alone. Then
 // a host loses its dynamic launch and its trust, and gets both back without a restart of anything.
 func TestLabReady(t *testing.T) {
-	l := newLab(t, Options{Hosts: 2, Binaries: os.Getenv("TROTH_LAB_BINARIES")})
+	l := newLab(t, Options{Hosts: 2})
 	ctx := testContext(t)
 	for _, h := range l.Hosts() {
 		want, err := h.Script().Expected()

@@ -16,6 +16,7 @@ import (
 	"troth/proof"
 	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/scene"
 )
 
 const (
@@ -51,36 +52,14 @@ type stage struct {
 }
 
 func newStage(ctx context.Context, t *testing.T) *stage {
-	l, err := lab.New(ctx, lab.Options{Hosts: 1, Until: lab.Ready, Log: logger{t}, Binaries: os.Getenv("TROTH_LAB_BINARIES")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		end := l.Close
-		if t.Failed() {
-			t.Logf("the lab's directory stays: %s", l.Dir())
-			end = l.Keep
-		}
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := lab.ForTest(ctx, t, lab.Options{})
 	a := &stage{lab: l, host: l.Host(1)}
 	for role, p := range map[lab.Role]**cast.Person{lab.RoleOperator: &a.operator, lab.RoleTenant: &a.tenant, lab.RoleEngine: &a.engine} {
-		if *p, err = cast.New(l, role, filepath.Join(t.TempDir(), string(role))); err != nil {
-			t.Fatal(err)
-		}
+		*p = scene.Must[*cast.Person](t)(cast.New(l, role, filepath.Join(t.TempDir(), string(role))))
 	}
 	hear := func(x *cast.Answer) { fmt.Fprintf(&a.heard, "%s\n%s%s", x.Command(), x.Stdout, x.Stderr) }
 	a.operator.Heard, a.engine.Heard = hear, hear
 	return a
-}
-
-type logger struct{ t *testing.T }
-
-func (l logger) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
 }
 
 func (a *stage) nodes() []*lab.Node {
@@ -191,18 +170,12 @@ func (a *stage) makeToken(ctx context.Context, t *testing.T) {
 	if err := os.WriteFile(a.tenant.Path("secret"), secret, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var profile struct{ Name, Digest string }
-	if err := a.operator.Do(ctx, a.host, &profile, "profile", "show", lab.Golden); err != nil {
+	profile := scene.Must[string](t)(a.operator.Profile(ctx, a.host, lab.Golden))
+	if err := a.tenant.FetchTrust(ctx, a.host); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.tenant.Do(ctx, a.host, nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes"); err != nil {
-		t.Fatal(err)
-	}
-	g := a.lab.Guest
-	err := a.tenant.Do(ctx, a.host, nil, "token", "new", "--trust", "trust.json", "--profile", profile.Name+"@"+profile.Digest,
-		"--kernel", filepath.Join(g.Outside, "vmlinuz"), "--initrd", filepath.Join(g.Outside, "initrd"), "--cmdline", g.CommandLine,
-		"--interactive", "no", "--secret-file", "secret", "--key-out", "key", "--token-out", a.engine.Path("token"))
-	if err != nil {
+	words := cast.NewToken(a.lab.Guest, lab.Domain{}, profile, "key", a.engine.Path("token"), "--secret-file", "secret")
+	if err := a.tenant.Do(ctx, a.host, nil, words...); err != nil {
 		t.Fatal(err)
 	}
 	record, err := os.ReadFile(a.tenant.Path("key"))
@@ -265,15 +238,9 @@ func (a *stage) launch(ctx context.Context, t *testing.T) {
 	if err := a.host.AwaitConsole(ctx, name, lab.UserSpaceUp); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(300 * time.Millisecond) {
-		err := a.tenant.Do(ctx, a.host, nil, "domain", "challenge", uuid, "--trust", "trust.json", "--key", "key", "--proof", a.engine.Path("proof"))
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	scene.Until(t, 30*time.Second, func() error {
+		return a.tenant.Do(ctx, a.host, nil, "domain", "challenge", uuid, "--trust", "trust.json", "--key", "key", "--proof", a.engine.Path("proof"))
+	})
 	text, err := os.ReadFile(a.engine.Path("proof"))
 	if err != nil {
 		t.Fatal(err)

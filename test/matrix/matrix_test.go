@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"troth/test/bypass"
+	"troth/test/scene"
 )
 
 var states = []state{
@@ -70,7 +71,7 @@ func (s *stage) in(ctx context.Context, t *testing.T, st state, i int, ways []Wa
 		}
 		if !st.hostd && r.outcome == "" && r.bad == "" {
 			// It holds still from here on, so that the next ways are not tried on a machine that boots twenty guests.
-			s.host.Exec(ctx, "sh", "-c", "virsh -q suspend "+r.own+" || virsh -q suspend "+r.target.name) //nolint:errcheck // what is not libvirt's holds still
+			s.Host.Exec(ctx, "sh", "-c", "virsh -q suspend "+r.own+" || virsh -q suspend "+r.target.name) //nolint:errcheck // what is not libvirt's holds still
 		}
 		if w.Sealed && !w.Moved {
 			k := s.row(st, i, n, w, s.sealed)
@@ -90,7 +91,7 @@ func (s *stage) in(ctx context.Context, t *testing.T, st state, i int, ways []Wa
 	var since time.Time
 	if !st.hostd {
 		since = time.Now()
-		if err := s.host.StartHostd(ctx); err != nil {
+		if err := s.Host.StartHostd(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -117,12 +118,12 @@ func (s *stage) row(st state, i, n int, w *Way, g target) *row {
 func (s *stage) enter(ctx context.Context, t *testing.T, st state) {
 	t.Helper()
 	const at, away = "/etc/libvirt/hooks/qemu", "/root/hook"
-	s.sh(ctx, t, map[bool]string{true: "test -x " + at + " || mv " + away + " " + at, false: "test ! -e " + at + " || mv " + at + " " + away}[st.hook])
-	if err := s.host.ReloadLibvirtd(ctx); err != nil {
+	s.Sh(ctx, t, map[bool]string{true: "test -x " + at + " || mv " + away + " " + at, false: "test ! -e " + at + " || mv " + at + " " + away}[st.hook])
+	if err := s.Host.ReloadLibvirtd(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if st.hook {
-		if err := s.host.AwaitReady(ctx); err != nil {
+		if err := s.Host.AwaitReady(ctx); err != nil {
 			t.Fatal(err)
 		}
 	} else {
@@ -130,7 +131,7 @@ func (s *stage) enter(ctx context.Context, t *testing.T, st state) {
 		s.until(ctx, t, "! troth-hostd doctor | grep -q '^ok *hook '")
 	}
 	if !st.hostd {
-		if err := s.host.KillHostd(ctx); err != nil {
+		if err := s.Host.KillHostd(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -139,7 +140,7 @@ func (s *stage) enter(ctx context.Context, t *testing.T, st state) {
 // held tries, as an unprivileged operator with every right of libvirt, what reaches a guest that runs.
 func (s *stage) held(ctx context.Context, st state, w bypass.Way) *row {
 	r := &row{state: st, way: "running, operator: " + w.Name, begun: time.Now(), way_: &Way{Guard: "polkit"}, target: target{name: "none"}, own: "none", plain: "none"}
-	out, err := s.host.VirshAs(ctx, "manager", w.For(s.live.name, s.live.dump, "/tmp")...)
+	out, err := s.Host.VirshAs(ctx, "manager", w.For(s.live.name, s.live.dump, "/tmp")...)
 	r.took = time.Since(r.begun)
 	switch {
 	case err == nil:
@@ -155,7 +156,7 @@ func (s *stage) held(ctx context.Context, st state, w bypass.Way) *row {
 // keyless demands that no key of a sealed disk is with libvirt.
 func (s *stage) keyless(ctx context.Context, t *testing.T) {
 	t.Helper()
-	if out, err := s.host.Virsh(ctx, "secret-list"); err != nil || strings.Contains(out, "troth") {
+	if out, err := s.Host.Virsh(ctx, "secret-list"); err != nil || strings.Contains(out, "troth") {
 		t.Errorf("libvirt has a key: %s, %v", out, err)
 	}
 }
@@ -164,33 +165,33 @@ func (s *stage) keyless(ctx context.Context, t *testing.T) {
 func (s *stage) unharmed(ctx context.Context, t *testing.T) {
 	t.Helper()
 	var d struct{ State string }
-	s.do(ctx, t, s.engine, &d, "domain", "show", s.live.uuid)
+	s.Do(ctx, t, s.Engine, &d, "domain", "show", s.live.uuid)
 	if d.State != "proved" {
 		t.Errorf("the proved guest is %s", d.State)
 	}
 	for _, name := range []string{"live", "witness"} {
-		if out, err := s.host.Virsh(ctx, "domstate", name); err != nil || strings.TrimSpace(out) != "running" {
+		if out, err := s.Host.Virsh(ctx, "domstate", name); err != nil || strings.TrimSpace(out) != "running" {
 			t.Errorf("%s is %s, %v", name, out, err)
 		}
 	}
 	if all := s.emulators.all(); len(all) != 2 {
 		t.Errorf("%d emulators run, not two: %s", len(all), strings.Join(all, "\n"))
 	}
-	pass := must[[]byte](t)(os.ReadFile(s.tenant.Path("vda.pass")))
-	file := s.host.Path("/root/pass")
+	pass := scene.Must[[]byte](t)(os.ReadFile(s.Tenant.Path("vda.pass")))
+	file := s.Host.Path("/root/pass")
 	if err := os.WriteFile(file, pass, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.sh(ctx, t, "grep -r -l -F -f /root/pass /var/log/libvirt /var/lib/libvirt /var/lib/troth /run/libvirt; test $? = 1 && cat /proc/[0-9]*/cmdline | grep -q -a -F -f /root/pass; test $? = 1")
+	s.Sh(ctx, t, "grep -r -l -F -f /root/pass /var/log/libvirt /var/lib/libvirt /var/lib/troth /run/libvirt; test $? = 1 && cat /proc/[0-9]*/cmdline | grep -q -a -F -f /root/pass; test $? = 1")
 }
 
 // proven launches the guest with the sealed disk once more, through the gate: it has its key.
 func (s *stage) proven(ctx context.Context, t *testing.T) {
 	t.Helper()
 	s.enter(ctx, t, states[3])
-	s.sh(ctx, t, "virsh -q define "+s.sealed.dump)
-	s.do(ctx, t, s.engine, nil, "domain", "start", "--wait", s.sealed.uuid)
-	if out := s.sh(ctx, t, "virsh qemu-monitor-command sealed --hmp info block"); !strings.Contains(out, "luks, encrypted") {
+	s.Sh(ctx, t, "virsh -q define "+s.sealed.dump)
+	s.Do(ctx, t, s.Engine, nil, "domain", "start", "--wait", s.sealed.uuid)
+	if out := s.Sh(ctx, t, "virsh qemu-monitor-command sealed --hmp info block"); !strings.Contains(out, "luks, encrypted") {
 		t.Errorf("a proven launch has not the key: %s", out)
 	}
 }

@@ -41,7 +41,7 @@ func (r *row) end(outcome, by string) { r.outcome, r.by = outcome, by }
 var said = regexp.MustCompile(`troth: refused: [a-z-]+|access denied|denied access|Secret not found|unable to stat: /run/troth/guest/|this function is not supported by the connection driver: [^\n]*`)
 
 func (s *stage) log(process string) string {
-	b, err := os.ReadFile(s.host.Log(process))
+	b, err := os.ReadFile(s.Host.Log(process))
 	if err != nil {
 		return err.Error()
 	}
@@ -54,15 +54,15 @@ func (s *stage) try(ctx context.Context, r *row) {
 	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	do := s.script(r.way_.Do, r.own, r.n, r.target)
-	out, err := s.host.Exec(soon, "sh", "-c", do)
+	out, err := s.Host.Exec(soon, "sh", "-c", do)
 	if err != nil {
 		out += err.Error()[strings.Index(err.Error(), do)+len(do):] // the script itself is no answer
 	}
 	if r.way_.Moved && err == nil {
-		if err := s.host.KillLibvirtd(ctx); err != nil {
+		if err := s.Host.KillLibvirtd(ctx); err != nil {
 			r.bad = err.Error()
 		}
-		if err := s.host.StartLibvirtd(ctx); err != nil {
+		if err := s.Host.StartLibvirtd(ctx); err != nil {
 			r.bad = err.Error()
 		}
 	}
@@ -140,7 +140,7 @@ func (s *stage) undo(ctx context.Context, r *row) {
 		return
 	}
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) { // libvirt may still be at the end of a guest whose process is gone
-		out, err := s.host.Exec(ctx, "sh", "-c", s.script(r.way_.Undo, r.own, r.n, r.target))
+		out, err := s.Host.Exec(ctx, "sh", "-c", s.script(r.way_.Undo, r.own, r.n, r.target))
 		if err == nil {
 			return
 		}

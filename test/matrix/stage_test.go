@@ -4,14 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
-	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/scene"
 )
 
 // target is a trusted domain, and what scripts need of it.
@@ -20,10 +19,7 @@ type target struct{ name, uuid, disk, dump, bare, stripped string }
 // stage is a host as it is installed, with its guests: one proved that runs, one untrusted that runs, one proved and stopped, one with a sealed disk, proved and
 // stopped, and an armed one for each way.
 type stage struct {
-	lab                   *lab.Lab
-	host                  *lab.Host
-	tenant, engine        *cast.Person
-	profile               string
+	*scene.Scene
 	live, resting, sealed target
 	armed                 []target
 	emulators             *emulators
@@ -34,75 +30,22 @@ const (
 	witness = "10000000-0000-4000-8000-00000000ee01"
 )
 
-type logger struct{ t *testing.T }
-
-func (l logger) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
-}
-
-func must[T any](t *testing.T) func(v T, err error) T {
-	return func(v T, err error) T {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-}
-
 func newStage(ctx context.Context, t *testing.T, ways int) *stage {
-	l := must[*lab.Lab](t)(lab.New(ctx, lab.Options{Polkit: true, Log: logger{t}, Binaries: os.Getenv("TROTH_LAB_BINARIES")}))
-	t.Cleanup(func() {
-		end := l.Close
-		if t.Failed() {
-			t.Logf("the lab's logs stay in %s", l.Dir())
-			end = l.Keep
-		}
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := &stage{lab: l, host: l.Host(1)}
-	s.emulators = &emulators{init: s.host.PID()}
-	s.tenant = must[*cast.Person](t)(cast.New(l, lab.RoleTenant, t.TempDir()))
-	s.engine = must[*cast.Person](t)(cast.New(l, lab.RoleEngine, s.tenant.Dir))
-	operator := must[*cast.Person](t)(cast.New(l, lab.RoleOperator, t.TempDir()))
-	var p struct{ Name, Digest string }
-	s.do(ctx, t, operator, &p, "profile", "show", "lab")
-	s.profile = p.Name + "@" + p.Digest
-	s.do(ctx, t, s.tenant, nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
-	s.sh(ctx, t, "mkdir -p "+images+" && chmod 755 "+images)
-	if err := os.WriteFile(s.tenant.Path("empty.raw"), make([]byte, 1<<20), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	s := &stage{Scene: scene.New(ctx, t, lab.Options{Polkit: true})}
+	s.emulators = &emulators{init: s.Host.PID()}
+	s.Sh(ctx, t, "mkdir -p "+images+" && chmod 755 "+images)
+	scene.Write(t, s.Tenant.Path("empty.raw"), string(make([]byte, 1<<20)))
 	s.services(ctx, t)
 
 	s.live = s.raw(ctx, t, "live", 0xa1, "launch")
 	s.resting = s.raw(ctx, t, "resting", 0xa2, "launch")
-	s.do(ctx, t, s.engine, nil, "domain", "stop", s.resting.uuid)
+	s.Do(ctx, t, s.Engine, nil, "domain", "stop", s.resting.uuid)
 	s.sealed = s.luks(ctx, t)
 	for i := range ways {
 		s.armed = append(s.armed, s.raw(ctx, t, fmt.Sprintf("armed%02d", i), 0xb00+i, "register"))
 	}
-	if err := os.WriteFile(s.host.Path("/tmp/witness.xml"), []byte(l.Guest.XML(lab.Domain{Name: "witness", UUID: witness})), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	s.sh(ctx, t, "virsh -q create /tmp/witness.xml")
+	s.Sh(ctx, t, "virsh -q create "+s.File(t, s.Lab.Guest.XML(lab.Domain{Name: "witness", UUID: witness})))
 	return s
-}
-
-func (s *stage) do(ctx context.Context, t *testing.T, p *cast.Person, v any, args ...string) {
-	t.Helper()
-	if err := p.Do(ctx, s.host, v, args...); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// sh runs a script on the host that must succeed.
-func (s *stage) sh(ctx context.Context, t *testing.T, script string) string {
-	t.Helper()
-	return must[string](t)(s.host.Exec(ctx, "sh", "-c", script))
 }
 
 // services starts the reaper beside hostd, and the two libvirtds of somebody's own.
@@ -118,8 +61,8 @@ printf "host_uuid=\"10000000-0000-4000-8000-00000000ffff\"\nunix_sock_dir=\"/tmp
 exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /tmp/second/pid'`,
 		"mkdir -p /tmp/session && chown stranger /tmp/session && exec setpriv --reuid stranger --regid stranger --clear-groups env HOME=/tmp/session XDG_RUNTIME_DIR=/tmp/session libvirtd",
 	} {
-		cmd := s.host.Command(ctx, "sh", "-c", script)
-		log := must[*os.File](t)(os.CreateTemp(t.TempDir(), "service"))
+		cmd := s.Host.Command(ctx, "sh", "-c", script)
+		log := scene.Must[*os.File](t)(os.CreateTemp(t.TempDir(), "service"))
 		cmd.Stdout, cmd.Stderr = log, log
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -133,10 +76,7 @@ exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /tmp/second/pid'`,
 			cmd.Wait()         //nolint:errcheck // it was killed
 		})
 	}
-	device := "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/tmp/extra.img'/><target dev='vdy' bus='virtio'/></disk>"
-	if err := os.WriteFile(s.host.Path("/tmp/device.xml"), []byte(device), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	scene.Write(t, s.Host.Path("/tmp/device.xml"), "<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='/tmp/extra.img'/><target dev='vdy' bus='virtio'/></disk>")
 	for _, ready := range []string{"test -S /run/troth-reaper/socket && chown troth /run/troth-reaper/socket", second + "version", session + "version"} {
 		s.until(ctx, t, ready)
 	}
@@ -145,22 +85,20 @@ exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file /tmp/second/pid'`,
 // until runs a script until it succeeds.
 func (s *stage) until(ctx context.Context, t *testing.T, script string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; {
-		out, err := s.host.Exec(ctx, "sh", "-c", script)
-		if err == nil {
-			return
+	scene.Until(t, 20*time.Second, func() error {
+		out, err := s.Host.Exec(ctx, "sh", "-c", script)
+		if err != nil {
+			return fmt.Errorf("%s%w", out, err)
 		}
-		if time.Now().After(end) {
-			t.Fatal(out, err)
-		}
-	}
+		return nil
+	})
 }
 
 // raw makes a domain with a plain disk, launched or registered.
 func (s *stage) raw(ctx context.Context, t *testing.T, name string, n int, verb string) target {
 	t.Helper()
 	g := target{name: name, uuid: fmt.Sprintf("10000000-0000-4000-8000-%012x", n), disk: images + name + ".raw"}
-	s.sh(ctx, t, "truncate -s 1M "+g.disk)
+	s.Sh(ctx, t, "truncate -s 1M "+g.disk)
 	s.trusted(ctx, t, &g, verb, lab.Domain{Disks: []lab.Disk{{Source: g.disk, Format: "raw"}}}, "--disk", "vda=initial:empty.raw")
 	return g
 }
@@ -169,49 +107,36 @@ func (s *stage) raw(ctx context.Context, t *testing.T, name string, n int, verb 
 func (s *stage) luks(ctx context.Context, t *testing.T) target {
 	t.Helper()
 	g := target{name: "sealed", uuid: "10000000-0000-4000-8000-0000000000a3", disk: images + "sealed.luks"}
-	if err := os.WriteFile(s.tenant.Path("guest.secret"), []byte("my-very-own-secret"), 0o600); err != nil {
+	if err := os.WriteFile(s.Tenant.Path("guest.secret"), []byte("my-very-own-secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.do(ctx, t, s.tenant, nil, "token", "disk-key", "--secret-file", "guest.secret", "--disk", "vda", "--out", "vda.pass")
-	pass, volume := s.tenant.Path("vda.pass"), s.host.Path(g.disk)
-	if out, err := s.lab.Command(ctx, "qemu-img", "create", "-q", "--object", "secret,id=k,file="+pass, "-f", "luks", "-o", "key-secret=k,hash-alg=sha512,iter-time=10", volume, "4M").CombinedOutput(); err != nil {
+	s.Do(ctx, t, s.Tenant, nil, "token", "disk-key", "--secret-file", "guest.secret", "--disk", "vda", "--out", "vda.pass")
+	pass, volume := s.Tenant.Path("vda.pass"), s.Host.Path(g.disk)
+	if out, err := s.Lab.Command(ctx, "qemu-img", "create", "-q", "--object", "secret,id=k,file="+pass, "-f", "luks", "-o", "key-secret=k,hash-alg=sha512,iter-time=10", volume, "4M").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	extra := "<disk type='file'><driver type='raw'/><source file='" + g.disk + "'><encryption format='luks'/></source><target dev='vda'/></disk>\n"
 	s.trusted(ctx, t, &g, "launch", lab.Domain{Extra: extra}, "--secret-file", "guest.secret", "--disk", "vda=sealed:"+volume)
-	if out := s.sh(ctx, t, "virsh qemu-monitor-command sealed --hmp info block"); !strings.Contains(out, "luks, encrypted") {
+	if out := s.Sh(ctx, t, "virsh qemu-monitor-command sealed --hmp info block"); !strings.Contains(out, "luks, encrypted") {
 		t.Fatalf("a proven launch has not the key: %s", out)
 	}
-	s.do(ctx, t, s.engine, nil, "domain", "stop", g.uuid)
+	s.Do(ctx, t, s.Engine, nil, "domain", "stop", g.uuid)
 	return g
 }
 
 // trusted makes the token and the definition, launches or registers the domain, and keeps what scripts need.
 func (s *stage) trusted(ctx context.Context, t *testing.T, g *target, verb string, d lab.Domain, token ...string) {
 	t.Helper()
-	k := s.lab.Guest
-	s.do(ctx, t, s.tenant, nil, append([]string{"token", "new", "--trust", "trust.json", "--profile", s.profile, "--kernel", filepath.Join(k.Outside, "vmlinuz"),
-		"--initrd", filepath.Join(k.Outside, "initrd"), "--cmdline", k.CommandLine, "--interactive", "no", "--key-out", g.name + ".key", "--token-out", g.name + ".token"}, token...)...)
 	d.Name, d.UUID = g.name, g.uuid
-	file := s.tenant.Path(g.name + ".xml")
-	if err := os.WriteFile(file, []byte(k.XML(d)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"domain", verb, "--token", g.name + ".token", "--domain", file}
-	if verb == "launch" {
-		args = append(args, "--proof-out", g.name+".proof")
-	}
-	s.do(ctx, t, s.engine, nil, args...)
-	dump := must[string](t)(s.host.Virsh(ctx, "dumpxml", "--inactive", g.name))
+	s.Ask(ctx, t, verb, d, token...)
+	dump := scene.Must[string](t)(s.Host.Virsh(ctx, "dumpxml", "--inactive", g.name))
 	bare := withoutSecret.ReplaceAllString(dump, "")
 	for _, f := range []struct {
 		to         *string
 		what, text string
 	}{{&g.dump, "dump", dump}, {&g.bare, "bare", bare}, {&g.stripped, "stripped", mark.ReplaceAllString(bare, "")}} {
 		*f.to = fmt.Sprintf("/tmp/%s.%s.xml", g.name, f.what)
-		if err := os.WriteFile(s.host.Path(*f.to), []byte(f.text), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		scene.Write(t, s.Host.Path(*f.to), f.text)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"troth/test/lab"
+	"troth/test/scene"
 )
 
 // client is a virsh that stays connected and takes one command after another, as a management program does: to start a program for each would cost more
@@ -34,7 +35,7 @@ func connect(ctx context.Context, t *testing.T, h *lab.Host) *client {
 	}
 	c.out = bufio.NewReader(r)
 	c.cmd.Stdout, c.cmd.Stderr = w, w
-	c.in = must[io.WriteCloser](t)(c.cmd.StdinPipe())
+	c.in = scene.Must[io.WriteCloser](t)(c.cmd.StdinPipe())
 	if err := errors.Join(c.cmd.Start(), w.Close()); err != nil {
 		t.Fatal(err)
 	}

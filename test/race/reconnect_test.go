@@ -2,6 +2,7 @@ package race
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"troth/test/lab"
+	"troth/test/scene"
 )
 
 // goneIn is how long a rogue may run once the daemons are back: docs/reconcile.md.
@@ -36,7 +38,7 @@ func (s *stage) reconnected(ctx context.Context, t *testing.T) {
 		begun := time.Now()
 		h.kill(ctx, t, k, mode)
 		h.gone(ctx, t, k)
-		if err := s.host.AwaitReady(ctx); err != nil {
+		if err := s.Host.AwaitReady(ctx); err != nil {
 			t.Fatal(err)
 		}
 		h.unharmed(ctx, t)
@@ -48,12 +50,12 @@ func (s *stage) reconnected(ctx context.Context, t *testing.T) {
 
 func (s *stage) newHerd(ctx context.Context, t *testing.T, n int) *herd {
 	h := &herd{s: s, resting: guest("idle", 0)}
-	s.ask(ctx, t, "launch", h.resting)
-	s.do(ctx, t, s.engine, nil, "domain", "stop", h.resting.UUID)
-	must[string](t)(s.host.Virsh(ctx, "create", s.file(t, s.lab.Guest.XML(guest("stranger", 0)))))
+	s.Ask(ctx, t, "launch", h.resting)
+	s.Do(ctx, t, s.Engine, nil, "domain", "stop", h.resting.UUID)
+	scene.Must[string](t)(s.Host.Virsh(ctx, "create", s.File(t, s.Lab.Guest.XML(guest("stranger", 0)))))
 	for i := range n {
 		d := guest("honest", i)
-		s.ask(ctx, t, "launch", d)
+		s.Ask(ctx, t, "launch", d)
 		h.honest = append(h.honest, d)
 	}
 	h.processes = h.running(ctx, t)
@@ -66,7 +68,7 @@ func (s *stage) newHerd(ctx context.Context, t *testing.T, n int) *herd {
 // running is what libvirt says it runs, each with its process and when that was started; not a rogue that was killed and that libvirt has not noticed yet.
 func (h *herd) running(ctx context.Context, t *testing.T) map[string]string {
 	t.Helper()
-	out := must[string](t)(h.s.host.Exec(ctx, "sh", "-c",
+	out := scene.Must[string](t)(h.s.Host.Exec(ctx, "sh", "-c",
 		`for n in $(virsh -q -c qemu:///system list --name --state-running); do p=$(cat /run/libvirt/qemu/$n.pid) && [ -d /proc/$p ] && echo $n $p $(cut -d" " -f22 /proc/$p/stat); done; true`))
 	all := map[string]string{}
 	for line := range strings.Lines(out) {
@@ -79,7 +81,7 @@ func (h *herd) running(ctx context.Context, t *testing.T) map[string]string {
 // kill ends libvirtd as the kernel would and starts it again, with hostd up, down or slow, and rogues that begin meanwhile.
 func (h *herd) kill(ctx context.Context, t *testing.T, k int, mode string) {
 	t.Helper()
-	host := h.s.host
+	host := h.s.Host
 	step := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -96,7 +98,7 @@ func (h *herd) kill(ctx context.Context, t *testing.T, k int, mode string) {
 	marked := guest("marked", k)
 	marked.MetadataText = `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`
 	step(os.Rename(host.Path(hookFile), host.Path(hookFile+".away")))
-	must[string](t)(host.Virsh(ctx, "create", h.s.file(t, h.s.lab.Guest.XML(marked))))
+	scene.Must[string](t)(host.Virsh(ctx, "create", h.s.File(t, h.s.Lab.Guest.XML(marked))))
 	step(os.Rename(host.Path(hookFile+".away"), host.Path(hookFile)))
 	step(host.KillLibvirtd(ctx))
 	// By hand: a registered domain, and a second one of a guest that runs.
@@ -119,12 +121,12 @@ func (h *herd) kill(ctx context.Context, t *testing.T, k int, mode string) {
 // gone waits until no rogue runs.
 func (h *herd) gone(ctx context.Context, t *testing.T, k int) {
 	t.Helper()
-	took := within(t, goneIn, time.Now(), func() string {
-		left, err := h.s.host.Exec(ctx, "pgrep", "-a", "-f", fmt.Sprintf("qemu-system.*(rogue%d-|guest=marked%d,)", k, k))
+	took := scene.Within(t, goneIn, time.Now(), func() error {
+		left, err := h.s.Host.Exec(ctx, "pgrep", "-a", "-f", fmt.Sprintf("qemu-system.*(rogue%d-|guest=marked%d,)", k, k))
 		if err != nil {
-			return ""
+			return nil
 		}
-		return "a rogue runs: " + left
+		return errors.New("a rogue runs: " + left)
 	})
 	h.slowest = max(h.slowest, took)
 }
@@ -133,12 +135,12 @@ func (h *herd) gone(ctx context.Context, t *testing.T, k int) {
 func (h *herd) watched(ctx context.Context, t *testing.T) {
 	t.Helper()
 	last := h.honest[len(h.honest)-1]
-	must[string](t)(h.s.host.Virsh(ctx, "qemu-monitor-command", last.Name, "--hmp", "info version"))
-	within(t, goneIn, time.Now(), func() string {
-		if v := must[view](t)(h.s.show(ctx, last.UUID)); v.State != "broken" {
-			return "a guest was reached into, and is " + v.State
+	scene.Must[string](t)(h.s.Host.Virsh(ctx, "qemu-monitor-command", last.Name, "--hmp", "info version"))
+	scene.Within(t, goneIn, time.Now(), func() error {
+		if v := scene.Must[view](t)(h.s.show(ctx, last.UUID)); v.State != "broken" {
+			return errors.New("a guest was reached into, and is " + v.State)
 		}
-		return ""
+		return nil
 	})
 	h.honest = h.honest[:len(h.honest)-1]
 	h.unharmed(ctx, t)
@@ -151,7 +153,7 @@ func (h *herd) unharmed(ctx context.Context, t *testing.T) {
 		t.Fatalf("other guests run than before: %v, before %v", now, h.processes)
 	}
 	for _, d := range h.honest {
-		v := must[view](t)(h.s.show(ctx, d.UUID))
+		v := scene.Must[view](t)(h.s.show(ctx, d.UUID))
 		if v.State != "proved" {
 			t.Fatalf("%s is %s", d.Name, v.State)
 		}

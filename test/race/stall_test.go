@@ -32,8 +32,8 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 	c := s.newCrowd(ctx, t)
 	rounds := count(3, 41)
 	none := func(context.Context) error { return nil }
-	stop := func(ctx context.Context) error { return s.host.PauseHostd(ctx, true) }
-	proceed := func(ctx context.Context) error { return s.host.PauseHostd(ctx, false) }
+	stop := func(ctx context.Context) error { return s.Host.PauseHostd(ctx, true) }
+	proceed := func(ctx context.Context) error { return s.Host.PauseHostd(ctx, false) }
 	ways := []struct {
 		name        string
 		crowded     bool
@@ -43,9 +43,9 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 		{"alone", false, 0, none, none},
 		{"hostd answers", true, 0, none, none},
 		{"hostd stopped", true, 0, stop, proceed},
-		{"hostd killed", true, 0, s.host.KillHostd, s.host.StartHostd},
+		{"hostd killed", true, 0, s.Host.KillHostd, s.Host.StartHostd},
 		{"hostd stopped, crowd queued", true, queuedFor, stop, proceed},
-		{"hostd killed, crowd queued", true, queuedFor, s.host.KillHostd, s.host.StartHostd},
+		{"hostd killed, crowd queued", true, queuedFor, s.Host.KillHostd, s.Host.StartHostd},
 	}
 	took, slowest := make([][]time.Duration, len(ways)), make([]time.Duration, len(ways))
 	for range rounds {
@@ -59,7 +59,7 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 			}
 			took[i], slowest[i] = append(took[i], one), max(slowest[i], refused)
 			if w.crowded {
-				if err := s.host.AwaitReady(ctx); err != nil {
+				if err := s.Host.AwaitReady(ctx); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -86,13 +86,13 @@ func median(d []time.Duration) time.Duration {
 }
 
 func (s *stage) newCrowd(ctx context.Context, t *testing.T) *crowd {
-	c := &crowd{untrusted: connect(ctx, t, s.host), refused: make(chan time.Duration, queued)}
-	c.file = s.file(t, s.lab.Guest.XML(guest("untrusted", 0)))
+	c := &crowd{untrusted: connect(ctx, t, s.Host), refused: make(chan time.Duration, queued)}
+	c.file = s.File(t, s.Lab.Guest.XML(guest("untrusted", 0)))
 	for n := range queued {
 		d := guest("queued", n)
 		d.MetadataText = `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`
-		v := connect(ctx, t, s.host)
-		if _, err := v.do("define " + s.file(t, s.lab.Guest.XML(d))); err != nil {
+		v := connect(ctx, t, s.Host)
+		if _, err := v.do("define " + s.File(t, s.Lab.Guest.XML(d))); err != nil {
 			t.Fatal(err)
 		}
 		c.trusted = append(c.trusted, v)

@@ -2,9 +2,10 @@ package race
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"troth/launcher/domain"
 	"troth/proof"
+	"troth/test/scene"
 )
 
 // judgedIn is how long a guest that another client started may run until it is proved or gone: what hostd's comparing takes, and no more.
@@ -79,16 +81,13 @@ func (r *race) armed(ctx context.Context, t *testing.T, starts int) {
 
 func (s *stage) newRace(ctx context.Context, t *testing.T, random *rand.Rand) *race {
 	d := guest("race", 0)
-	s.ask(ctx, t, "register", d)
-	r := &race{s: s, uuid: d.UUID, name: d.Name, random: random, ends: map[string]int{}, redefine: connect(ctx, t, s.host), start: connect(ctx, t, s.host)}
-	armed := must[string](t)(s.host.Virsh(ctx, "dumpxml", "--inactive", r.uuid))
-	r.permitted = s.file(t, armed)
-	c := must[*domain.Config](t)(domain.Read([]byte(armed), domain.Inactive))
+	s.Ask(ctx, t, "register", d)
+	r := &race{s: s, uuid: d.UUID, name: d.Name, random: random, ends: map[string]int{}, redefine: connect(ctx, t, s.Host), start: connect(ctx, t, s.Host)}
+	armed := scene.Must[string](t)(s.Host.Virsh(ctx, "dumpxml", "--inactive", r.uuid))
+	r.permitted = s.File(t, armed)
+	c := scene.Must[*domain.Config](t)(domain.Read([]byte(armed), domain.Inactive))
 	r.want = c.Digest().String()
-	other := filepath.Join(s.lab.Guest.Outside, "other")
-	if err := os.WriteFile(other, idleKernel(), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	scene.Write(t, filepath.Join(s.Lab.Guest.Outside, "other"), idleKernel())
 	for from, to := range map[string]string{
 		"<cmdline>halt</cmdline>":      "<cmdline>halt init=/evil</cmdline>",
 		"/srv/troth/guest/idle":        "/srv/troth/guest/other",
@@ -102,7 +101,7 @@ func (s *stage) newRace(ctx context.Context, t *testing.T, random *rand.Rand) *r
 		if changed == armed {
 			t.Fatalf("the armed definition has no %q: %s", from, armed)
 		}
-		r.unjudged = append(r.unjudged, s.file(t, changed))
+		r.unjudged = append(r.unjudged, s.File(t, changed))
 	}
 	return r
 }
@@ -152,23 +151,18 @@ func (r *race) proved(ctx context.Context, t *testing.T) {
 		t.Fatal(err)
 	}
 	var v view
-	took := within(t, judgedIn, time.Now(), func() string {
+	took := scene.Within(t, judgedIn, time.Now(), func() error {
 		if v, err = r.s.show(ctx, r.uuid); err != nil {
 			t.Fatal(err)
 		}
 		if v.State != "proved" {
-			return "the guest runs and is " + v.State
+			return errors.New("the guest runs and is " + v.State)
 		}
-		return ""
+		return nil
 	})
-	c := must[*domain.Config](t)(domain.Read([]byte(strings.TrimSpace(live)), domain.Live))
-	var doc []byte
-	doc, err = r.s.proof(ctx, r.uuid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := must[*proof.Proof](t)(proof.ParseProof(doc))
-	statement := must[*proof.Statement](t)(proof.ParseStatement(p.Statement))
+	c := scene.Must[*domain.Config](t)(domain.Read([]byte(strings.TrimSpace(live)), domain.Live))
+	p := scene.Must[*proof.Proof](t)(proof.ParseProof(scene.Must[json.RawMessage](t)(r.s.proof(ctx, r.uuid))))
+	statement := scene.Must[*proof.Statement](t)(proof.ParseStatement(p.Statement))
 	got, said := c.Digest().String(), fmt.Sprint(statement.Configuration)
 	if got != r.want || said != r.want || statement.UUID != r.uuid || proof.Link(p.Statement).String() != v.Link {
 		t.Fatalf("armed %s, live %s, proved %s of %s", r.want, got, said, statement.UUID)
@@ -179,13 +173,13 @@ func (r *race) proved(ctx context.Context, t *testing.T) {
 	if _, err := r.start.do("destroy " + r.name); err != nil {
 		t.Fatal(err)
 	}
-	within(t, judgedIn, time.Now(), func() string {
+	scene.Within(t, judgedIn, time.Now(), func() error {
 		if v, err = r.s.show(ctx, r.uuid); err != nil {
 			t.Fatal(err)
 		}
 		if v.State == "proved" {
-			return "the guest was ended and is " + v.State
+			return errors.New("the guest was ended and is " + v.State)
 		}
-		return ""
+		return nil
 	})
 }

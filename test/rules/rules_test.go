@@ -5,6 +5,7 @@ package rules
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -80,7 +82,7 @@ var spine = map[string][]string{
 	"troth/launcher":             {"troth/proof", "troth/tpm", "troth/tpm/pcr", "troth/launcher/domain", "troth/launcher/image", "golang.org/x/sys/unix"},
 	"troth/launcher/domain":      {"troth/proof"},
 	"troth/launcher/image":       {"troth/proof", "golang.org/x/sys/unix"},
-	"troth/launcher/virt":        {"troth/launcher", "libvirt.org/go/libvirt", "golang.org/x/sys/unix"},
+	"troth/launcher/virt":        {"troth/launcher", "troth/launcher/emulator", "libvirt.org/go/libvirt", "golang.org/x/sys/unix"},
 	"troth/hooks":                {"troth/hooks/ask"},
 	"troth/hooks/ask":            {},
 	"troth/hooks/answer":         {"troth/hooks/ask"},
@@ -349,5 +351,40 @@ func eachGoFile(t *testing.T, do func(path string, f *ast.File, set *token.FileS
 			continue
 		}
 		do(path, f, set)
+	}
+}
+
+var decision = regexp.MustCompile(`(?:\[(?:decision )?(\d+)\]\()?decisions/(\d{4}(?:-[a-z0-9-]+\.md)?)`)
+
+// TestDecisionsAreNumbered wants decision records numbered without gaps, each headed by its number, and every reference to one to
+// lead to the one that it says.
+func TestDecisionsAreNumbered(t *testing.T) {
+	records, err := filepath.Glob(filepath.Join(root, "docs/decisions/*.md"))
+	if err != nil || len(records) == 0 {
+		t.Fatal("no decision records: ", err)
+	}
+	known := map[string]string{} // the number, by name and by its four digits
+	for i, file := range records {
+		name, n := filepath.Base(file), strconv.Itoa(i+1)
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(name, fmt.Sprintf("%04d-", i+1)) || !strings.HasPrefix(string(b), "# "+n+". ") {
+			t.Errorf("%s: want number %s in its name and its heading", name, n)
+		}
+		known[name], known[name[:4]] = n, n
+	}
+	for _, path := range files(t) {
+		b, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			continue // it is gone, which other rules are about
+		}
+		for _, m := range decision.FindAllSubmatch(b, -1) {
+			said, n := string(m[1]), known[string(m[2])]
+			if n == "" || said != "" && said != n {
+				t.Errorf("%s: %s leads to no decision of that number", path, m[0])
+			}
+		}
 	}
 }

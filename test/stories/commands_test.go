@@ -13,6 +13,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"troth/test/cast"
 	"troth/test/lab"
 )
 
@@ -96,8 +97,7 @@ func (s *stage) guest(ts *testscript.TestScript, neg bool, args []string) {
 // token lets the tenant make a token that pins the lab's guest.
 func (s *stage) token(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 1)
-	all := append([]string{"token", "new", "--trust", "trust.json", "--profile", s.profile, "--kernel", ts.Getenv("KERNEL"), "--initrd", ts.Getenv("INITRD"),
-		"--cmdline", ts.Getenv("CMDLINE"), "--interactive", "no", "--key-out", args[0] + ".key", "--token-out", args[0] + ".token"}, args[1:]...)
+	all := cast.NewToken(s.lab.Guest, lab.Domain{}, s.profile, args[0]+".key", args[0]+".token", args[1:]...)
 	if exit := s.run(ctx, ts, lab.RoleTenant, all); exit != 0 {
 		ts.Fatalf("token: exit %d", exit)
 	}

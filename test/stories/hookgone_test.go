@@ -28,21 +28,7 @@ func TestAttack(t *testing.T) {
 // newStage builds a lab for stories; it stays when one of them went wrong.
 func newStage(ctx context.Context, t *testing.T, hosts int) *stage {
 	t.Helper()
-	l, err := lab.New(ctx, lab.Options{Hosts: hosts, Log: logger{t}, Until: lab.Ready})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		end := l.Close
-		if t.Failed() {
-			t.Logf("the lab's logs stay in %s", l.Dir())
-			end = l.Keep
-		}
-		if err := end(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := &stage{lab: l}
+	s := &stage{lab: lab.ForTest(ctx, t, lab.Options{Hosts: hosts})}
 	if err := s.pin(ctx, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}

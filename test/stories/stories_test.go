@@ -58,13 +58,6 @@ func (o oneByOne) Run(name string, f func(testscript.T)) {
 
 func (o oneByOne) Verbose() bool { return testing.Verbose() }
 
-type logger struct{ t *testing.T }
-
-func (l logger) Write(b []byte) (int, error) {
-	l.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
-}
-
 // stage is the lab with its profile; people are made for each story, in the story's own directory.
 type stage struct {
 	lab     *lab.Lab
@@ -78,12 +71,8 @@ func (s *stage) pin(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	var p struct{ Name, Digest string }
-	if err := operator.Do(ctx, s.lab.Host(1), &p, "profile", "show", "lab"); err != nil {
-		return err
-	}
-	s.profile = p.Name + "@" + p.Digest
-	return nil
+	s.profile, err = operator.Profile(ctx, s.lab.Host(1), lab.Golden)
+	return err
 }
 
 // setUp gives a story its settings files and variables.
@@ -102,7 +91,7 @@ func (s *stage) setUp(e *testscript.Env) error {
 		}
 		e.Values[role] = p
 	}
-	return s.person(e.Values, lab.RoleTenant).Do(context.Background(), s.lab.Host(1), nil, "trust", "fetch", "--out", "trust.json", "--allow-software-tpm", "--yes")
+	return s.person(e.Values, lab.RoleTenant).FetchTrust(context.Background(), s.lab.Host(1))
 }
 
 func (s *stage) person(values map[any]any, role lab.Role) *cast.Person {
