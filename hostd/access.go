@@ -41,13 +41,29 @@ func (a Access) Findings() []Finding {
 	return []Finding{a.access(daemons), a.rule(), a.network(daemons)}
 }
 
-// sockets are where libvirt's local clients connect: of libvirtd, and of the daemon for QEMU alone.
-var sockets = []string{"/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro", "/run/libvirt/virtqemud-sock", "/run/libvirt/virtqemud-sock-ro"}
+// guarded are the daemons whose objects Troth's rule guards, each with its sockets below /run/libvirt and its configuration in /etc/libvirt: libvirtd,
+// or the modular ones for domains, for keys of sealed disks, and for images. Where virtproxyd stands at libvirtd's sockets it only carries.
+var guarded = []struct{ name, socket string }{
+	{"libvirtd", "libvirt-sock"}, {"virtqemud", "virtqemud-sock"}, {"virtsecretd", "virtsecretd-sock"}, {"virtstoraged", "virtstoraged-sock"},
+}
+
+func socketPath(name string) string { return "/run/libvirt/" + name }
+
+func configPath(daemon string) string { return "/etc/libvirt/" + daemon + ".conf" }
+
+// guards says whether a process of this name is one of them.
+func guards(name string) bool {
+	return slices.ContainsFunc(guarded, func(g struct{ name, socket string }) bool { return g.name == name })
+}
 
 // onlyRoot says so when no user but root can open any of libvirt's sockets: then there is no client to bind.
 func (a Access) onlyRoot() string {
 	found := 0
-	for _, s := range sockets {
+	var all []string
+	for _, g := range guarded {
+		all = append(all, socketPath(g.socket), socketPath(g.socket+"-ro"))
+	}
+	for _, s := range all {
 		info, err := os.Stat(a.Root + s)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -91,7 +107,8 @@ func (a Access) access(daemons []libvirtDaemon) Finding {
 	return good(nameAccess, "%s", strings.Join(said, "; "))
 }
 
-// configured adds the daemon that systemd would start, if none runs.
+// configured adds to the daemons that run those that do not, and that systemd starts when somebody calls at their sockets: modular daemons end when
+// nobody needs them. Whoever serves QEMU is always among them: virtqemud where its socket is (as libvirt's clients choose), else libvirtd.
 func (a Access) configured(daemons []libvirtDaemon) []libvirtDaemon {
 	var out []libvirtDaemon
 	for _, d := range daemons {
@@ -99,13 +116,18 @@ func (a Access) configured(daemons []libvirtDaemon) []libvirtDaemon {
 			out = append(out, d)
 		}
 	}
-	if len(out) > 0 {
-		return out
+	has := func(name string) bool {
+		return slices.ContainsFunc(out, func(d libvirtDaemon) bool { return d.name == name })
 	}
-	if _, err := os.Stat(a.Root + "/run/libvirt/virtqemud-sock"); err == nil {
-		return []libvirtDaemon{{name: "virtqemud", config: "/etc/libvirt/virtqemud.conf"}}
+	for _, g := range guarded[1:] {
+		if _, err := os.Lstat(a.Root + socketPath(g.socket)); err == nil && !has(g.name) {
+			out = append(out, libvirtDaemon{name: g.name, config: configPath(g.name)})
+		}
 	}
-	return []libvirtDaemon{{name: "libvirtd", config: "/etc/libvirt/libvirtd.conf"}}
+	if !has("libvirtd") && !has("virtqemud") {
+		out = append(out, libvirtDaemon{name: "libvirtd", config: configPath("libvirtd")})
+	}
+	return out
 }
 
 var (

@@ -15,7 +15,7 @@ import (
 	"troth/launcher/emulator"
 )
 
-// libvirtDaemon is a running daemon of libvirt's that serves QEMU domains or stands in for one that does.
+// libvirtDaemon is a daemon of libvirt's: one whose objects Troth's rule guards, or virtproxyd.
 type libvirtDaemon struct {
 	name    string
 	pid     int       // 0: it does not run now
@@ -57,10 +57,10 @@ func (a Access) daemon(pid int, boot time.Time) (libvirtDaemon, error) {
 		return libvirtDaemon{}, err
 	}
 	d := libvirtDaemon{name: strings.TrimSpace(string(comm)), pid: pid}
-	switch d.name {
-	case "libvirtd", "virtqemud":
-		d.config = "/etc/libvirt/" + d.name + ".conf"
-	case "virtproxyd":
+	switch {
+	case guards(d.name):
+		d.config = configPath(d.name)
+	case d.name == "virtproxyd":
 	default:
 		return libvirtDaemon{}, nil
 	}

@@ -55,6 +55,20 @@ func put(t *testing.T, root, path, text string) {
 	}
 }
 
+// modular makes it a host of modular daemons: libvirtd is gone, with its configuration and sockets.
+func modular(t *testing.T, root string) {
+	t.Helper()
+	for _, gone := range []string{"/etc/libvirt/libvirtd.conf", "/run/libvirt/libvirt-sock", "/run/libvirt/libvirt-sock-ro"} {
+		if err := os.Remove(root + gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, root, "/proc/40/comm", "virtqemud\n")
+	put(t, root, "/etc/libvirt/virtqemud.conf", "access_drivers = [ \"polkit\" ]\n")
+	put(t, root, "/run/libvirt/virtqemud-sock", "")
+	put(t, root, "/run/libvirt/virtqemud-sock-ro", "")
+}
+
 // TestAccess breaks one thing at a time and expects one line to say so.
 func TestAccess(t *testing.T) {
 	conf, rule := "/etc/libvirt/libvirtd.conf", "/usr/share/polkit-1/rules.d/"+polkit.Name
@@ -85,6 +99,28 @@ func TestAccess(t *testing.T) {
 			put(t, root, "/proc/40/comm", "virtqemud\n")
 			put(t, root, "/etc/libvirt/virtqemud.conf", "")
 		}, nameAccess, "virtqemud.conf"},
+		{"virtqemud, bound as libvirtd would be", func(t *testing.T, root string) { modular(t, root) }, "", ""},
+		{"virtqemud runs, virtsecretd is called next", func(t *testing.T, root string) {
+			modular(t, root)
+			put(t, root, "/run/libvirt/virtsecretd-sock", "")
+			put(t, root, "/etc/libvirt/virtsecretd.conf", "")
+		}, nameAccess, "virtsecretd.conf"},
+		{"virtstoraged runs", func(t *testing.T, root string) {
+			modular(t, root)
+			put(t, root, "/proc/41/comm", "virtstoraged\n")
+			put(t, root, "/proc/41/cmdline", "/usr/sbin/virtstoraged\x00")
+			put(t, root, "/proc/41/stat", "41 (virtstoraged) S 1 "+strings.Repeat("0 ", 17)+"360200 0\n")
+			put(t, root, "/proc/41/fd/0", "")
+			put(t, root, "/etc/libvirt/virtstoraged.conf", "")
+		}, nameAccess, "virtstoraged.conf"},
+		{"libvirtd runs, and virtqemud would be called", func(t *testing.T, root string) {
+			put(t, root, "/run/libvirt/virtqemud-sock", "")
+			put(t, root, "/etc/libvirt/virtqemud.conf", "")
+		}, nameAccess, "virtqemud.conf"},
+		{"virtqemud ended after its last client", func(t *testing.T, root string) {
+			modular(t, root)
+			put(t, root, "/proc/40/comm", "sleep\n")
+		}, "", ""},
 		{"nothing runs, virtqemud is called next", func(t *testing.T, root string) {
 			put(t, root, "/proc/40/comm", "sleep\n")
 			put(t, root, "/run/libvirt/virtqemud-sock", "")

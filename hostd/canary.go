@@ -137,7 +137,7 @@ func (c *Canary) try(ctx context.Context, kind string) (decided bool, err error)
 		return heard, unasked(err)
 	}
 	n := &NotLive{Why: "libvirt started a domain that has to be refused: it does not heed the hook", Facts: []proof.Fact{{Name: "canary", Value: uuid.String()}, {Name: "hook asked", Value: fmt.Sprint(heard)}},
-		Remedy: "See that troth-hook is installed, then send libvirtd a SIGHUP: it looks for hooks only when it starts."}
+		Remedy: "See that troth-hook is installed, then send libvirtd or virtqemud a SIGHUP: it looks for hooks only when it starts."}
 	if heard {
 		n.Remedy = "Another program stands between libvirt and troth-hook, and drops its exit status: install troth-hook itself."
 	}
@@ -170,7 +170,7 @@ func judgeVeto(code string, heard bool, err error) error {
 // unasked: libvirt did not come as far as the hook, so nobody knows.
 func unasked(err error) *NotLive {
 	return &NotLive{Undecided: true, Why: "whether libvirt calls the hook could not be tried", Facts: []proof.Fact{{Name: "libvirt", Value: err.Error()}},
-		Remedy: "See that libvirtd runs and that troth-hostd may start domains; it is tried again by itself."}
+		Remedy: "See that libvirtd or virtqemud runs and that troth-hostd may start domains; it is tried again by itself."}
 }
 
 func (c *Canary) announce() (uuid domain.UUID, id [32]byte) {

@@ -32,7 +32,7 @@ import (
 //	timeout = "10s"
 //
 //	[libvirt]
-//	uri = "qemu:///system"
+//	uri = "qemu:///system"               # virtqemud's socket where that is, else libvirtd's; "?mode=legacy" and "?socket=…" say otherwise
 //
 //	[api]
 //	listen     = ":8444"                 # empty: the unix socket only
@@ -44,7 +44,7 @@ import (
 //	[hook]
 //	socket = "/run/troth/hook.sock"      # default: run_dir/hook.sock
 //	script = "/etc/libvirt/hooks/qemu"   # what libvirt runs; libvirt must be seen to call it (docs/hook.md), or no launch is permitted
-//	uids   = [ ]                         # besides root, who libvirtd runs hooks as
+//	uids   = [ ]                         # besides root, who libvirtd or virtqemud runs hooks as
 //
 //	[qemu]
 //	user = "libvirt-qemu"                # who QEMU runs as; its processes must be this user's. Empty: not compared

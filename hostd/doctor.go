@@ -193,7 +193,7 @@ func (d *Doctor) certificate(ctx context.Context, c Examined) Finding {
 func (d *Doctor) libvirt(ctx context.Context) Finding {
 	version, err := d.Libvirt(ctx)
 	if err != nil {
-		return bad("libvirt", "Start libvirtd, and see that troth-hostd may use its socket.", "%s: %v", d.Config.Libvirt.URI, err)
+		return bad("libvirt", startLibvirt, "%s: %v", d.Config.Libvirt.URI, err)
 	}
 	return good("libvirt", "%s: %s", d.Config.Libvirt.URI, version)
 }
@@ -201,7 +201,7 @@ func (d *Doctor) libvirt(ctx context.Context) Finding {
 // hook looks at the file itself; whether libvirt calls it, only a troth-hostd at work can try.
 func (d *Doctor) hook(ctx context.Context) Finding {
 	if err := CheckScript(d.Config.Hook.Script); err != nil {
-		return bad("hook", "Install troth-hook as "+d.Config.Hook.Script+" and send libvirtd a SIGHUP.", "%v", err)
+		return bad("hook", "Install troth-hook as "+d.Config.Hook.Script+" and send libvirtd or virtqemud a SIGHUP.", "%v", err)
 	}
 	said, err := d.Serving(ctx)
 	at := slices.IndexFunc(said, func(f Finding) bool { return f.Name == "hook" })

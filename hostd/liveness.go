@@ -238,7 +238,7 @@ func (w *witness) differs(now *witness) error {
 		return &NotLive{Why: "the hook, its folder or qemu.d changed since the hook was tried", Facts: facts, Remedy: remedy}
 	}
 	if now.session == 0 {
-		return &NotLive{Undecided: true, Why: "libvirt is not connected", Remedy: "Start libvirtd, and see that troth-hostd may use its socket."}
+		return &NotLive{Undecided: true, Why: "libvirt is not connected", Remedy: startLibvirt}
 	}
 	if w.session != now.session {
 		return &NotLive{Undecided: true, Why: "libvirt was connected anew since the hook was tried", Remedy: "Wait a moment: the hook is tried anew by itself."}

@@ -47,12 +47,15 @@ type Status struct {
 	since   map[string]Condition
 }
 
+// startLibvirt is the remedy where libvirt does not answer.
+const startLibvirt = "Start libvirtd, or virtqemud where that serves QEMU, and see that troth-hostd may use its socket."
+
 // LibvirtSeen takes what the last call to libvirt showed.
 func (s *Status) LibvirtSeen(version string, err error) {
 	c := &Condition{Name: "libvirt", State: OK, Evidence: version}
 	if err != nil {
 		c = &Condition{Name: "libvirt", State: Failed, Code: proof.Internal, Evidence: err.Error(),
-			Remedy: "Start libvirtd, and see that troth-hostd may use its socket."}
+			Remedy: startLibvirt}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -86,7 +86,7 @@ func Inspect(script string, earlier *Installed) (*Installed, error) {
 func gone(script string, err error) *NotLive {
 	if errors.Is(err, fs.ErrNotExist) {
 		return &NotLive{Why: "the hook is not there, which libvirt takes for a permit", Facts: []proof.Fact{{Name: "hook", Want: script, Got: "nothing"}},
-			Remedy: "Install troth-hook as " + script + ", mode 0755; if libvirtd was started without it, send libvirtd a SIGHUP."}
+			Remedy: "Install troth-hook as " + script + ", mode 0755; if libvirtd or virtqemud was started without it, send it a SIGHUP."}
 	}
 	return &NotLive{Undecided: true, Why: "the hook cannot be looked at", Facts: []proof.Fact{{Name: "hook", Value: err.Error()}},
 		Remedy: "See that troth-hostd may read " + script + "."}

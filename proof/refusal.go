@@ -84,7 +84,7 @@ var codes = []CodeInfo{
 	{ImageNotMeasured, "An image that has to be measured was not, or cannot be.", "Use a local file or block device in raw or qcow2 with an explicit format, and make it readable.", 403},
 	{ImageChanged, "An image changed during or after its measurement.", "Find the writer, restore the image, and launch again.", 409},
 	{GrantMissing, "A trusted domain was started without a grant of hostd.", "Start it through troth: `troth domain launch` or `troth domain start`.", 403},
-	{HookNotLive, "libvirt does not call the qemu hook, so the gate is open.", "Install the hook, send libvirtd a SIGHUP, and run `troth-hostd doctor`.", 503},
+	{HookNotLive, "libvirt does not call the qemu hook, so the gate is open.", "Install the hook, send libvirtd or virtqemud a SIGHUP, and run `troth-hostd doctor`.", 503},
 	{HostdUnreachable, "The hook cannot reach hostd, so trusted domains do not start.", "Start troth-hostd; untrusted domains are not affected.", 503},
 	{DestinationUnproven, "The destination of a migration did not prove itself.", "Migrate to a host with a fresh verdict of the same verifier.", 403},
 	{NotRegistered, "No trusted domain with this UUID is registered here.", "See `troth domain list`; launch the domain first.", 404},

@@ -4,7 +4,7 @@
 // It promises: no call outlives its context for the caller (a C call that hangs goes on alone and the caller is
 // told so, ErrNotReturned); every libvirt handle is freed; a lost connection is opened again by itself; errors are
 // typed. It judges nothing.
-// It trusts: libvirtd, and the kernel's /proc.
+// It trusts: libvirt's daemon (libvirtd or virtqemud), and the kernel's /proc.
 //
 //	caller ──ctx──▶ call ──goroutine──▶ libvirt (C)          one connection, shared, counted
 //	watcher ◀──newest per domain── event loop ◀── libvirt    one loop for the process
@@ -80,7 +80,8 @@ var eventLoop = sync.OnceValue(func() error {
 	return nil
 })
 
-// Connect opens uri ("qemu:///system"). If libvirtd is away it says so, ErrUnreachable; after a first success the
+// Connect opens uri ("qemu:///system", which is virtqemud's socket where there is one and libvirtd's else: libvirt looks at each
+// attempt). If the daemon is away it says so, ErrUnreachable; after a first success the
 // connection is opened again by itself until Close. log may be nil.
 func Connect(ctx context.Context, uri string, log *slog.Logger) (*Virt, error) {
 	if log == nil {

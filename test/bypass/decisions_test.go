@@ -140,7 +140,10 @@ func TestDecisions(t *testing.T) {
 			want[question{lab.Operator, "domain", "write", "--detail domain_uuid nonsense"}] = false
 			want[question{lab.Hostd, "connect", "write", ""}] = false
 			want[question{lab.Hostd, "connect", "getattr", ""}] = true
-			want[question{lab.Operator, "connect", "write", ""}] = true
+			// It makes whoever has it root in libvirt's eyes; reading and searching stay.
+			want[question{lab.Operator, "connect", "write", ""}] = false
+			want[question{lab.Operator, "connect", "read", ""}] = true
+			want[question{lab.Operator, "connect", "search-domains", ""}] = true
 			// Keys of sealed disks are hostd's, whatever the registry says.
 			want[question{lab.Hostd, "connect", "search-secrets", ""}] = true
 			for detail, key := range map[string]bool{"--detail secret_usage_volume troth/a/vda": true, "--detail secret_usage_volume /srv/a.luks": false} {

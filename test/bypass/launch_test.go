@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"troth/hostd"
 	"troth/test/lab"
 	"troth/test/scene"
 )
@@ -13,7 +14,13 @@ import (
 // TestUnprivilegedLaunch launches a proven guest on a host as it is installed: troth-hostd runs as the user and with the capabilities
 // of its unit, libvirt asks polkit, and an operator who may do everything with libvirt cannot touch the guest.
 func TestUnprivilegedLaunch(t *testing.T) {
-	s := newStage(t)
+	for daemon, o := range map[string]lab.Options{"libvirtd": {}, "virtqemud": {Modular: true}} {
+		t.Run(daemon, func(t *testing.T) { unprivilegedLaunch(t, daemon, o) })
+	}
+}
+
+func unprivilegedLaunch(t *testing.T, daemon string, o lab.Options) {
+	s := newStage(t, o)
 	ctx, h := s.ctx, s.Host
 	const id = "6cf3a1f8-0f41-4f6e-9a5e-6f8f7a2b9c11"
 	// An image as libvirt leaves images: of another owner, readable by nobody else.
@@ -49,4 +56,10 @@ func TestUnprivilegedLaunch(t *testing.T) {
 		t.Errorf("domstate: %q, %v", out, err)
 	}
 	s.Do(ctx, t, s.Engine, nil, "domain", "stop", id)
+	for _, name := range []string{"libvirt", "libvirt-access", "polkit-rule", "libvirt-network"} {
+		f := finding(ctx, t, h, name)
+		if f.State != hostd.OK || name == "libvirt-access" && !strings.Contains(f.Evidence, daemon+" asks polkit ("+h.LibvirtConfig()+")") {
+			t.Errorf("doctor says %+v", f)
+		}
+	}
 }

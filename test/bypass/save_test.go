@@ -14,7 +14,7 @@ import (
 // has to read, hold and remove it with the capabilities of its unit, and every call passes polkit. An operator who may do everything with libvirt
 // cannot bring the saved guest back, or change what is restored.
 func TestUnprivilegedSave(t *testing.T) {
-	s := newStage(t)
+	s := newStage(t, lab.Options{})
 	t.Run("plain", func(t *testing.T) {
 		s := s.in(t)
 		s.savedAndRestored(lab.Domain{Name: "plain", UUID: "6cf3a1f8-0f41-4f6e-9a5e-6f8f7a2b9c21"})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -32,7 +33,31 @@ func sockets(ctx context.Context, t *testing.T, h *lab.Host) {
 			t.Error("an operator reaches the admin socket")
 		}
 	})
+	t.Run("as somebody else", func(t *testing.T) { pretend(ctx, t, h) })
 	t.Run("TCP", func(t *testing.T) { tcp(ctx, t, h) })
+}
+
+// pretend lets an operator with all rights tell libvirt that he is root (virConnectSetIdentity, which virtproxyd uses for its clients), and then read
+// a guest's memory. Root itself may, so that the way is seen to be one.
+func pretend(ctx context.Context, t *testing.T, h *lab.Host) {
+	by := reach(t, h)
+	const line = "troth: refused " + lab.Operator + " connect.write"
+	refused := func() int {
+		text, err := os.ReadFile(h.Log("polkitd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(text), line)
+	}
+	for i, domain := range []string{"ours", "theirs"} {
+		out, err := h.Exec(ctx, by(lab.Operator, "as-root", domain)...)
+		if err == nil || !strings.Contains(out, denied) || refused() <= i {
+			t.Errorf("an operator as root, at %s: %q, %v", domain, out, err)
+		}
+		if out, err := h.Exec(ctx, "/tmp/reach", "as-root", domain); err != nil {
+			t.Errorf("root as root, at %s: %q, %v", domain, out, err)
+		}
+	}
 }
 
 // tcp starts libvirtd with a listener that asks for nothing: polkit cannot tell who calls, and libvirt denies them all. The doctor names it.

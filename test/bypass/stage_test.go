@@ -17,13 +17,14 @@ type stage struct {
 	ctx context.Context
 }
 
-func newStage(t *testing.T) *stage {
+func newStage(t *testing.T, o lab.Options) *stage {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("makes namespaces: not with -short")
 	}
+	o.Polkit = true
 	ctx := deadline(t)
-	return &stage{Scene: scene.New(ctx, t, lab.Options{Polkit: true}), t: t, ctx: ctx}
+	return &stage{Scene: scene.New(ctx, t, o), t: t, ctx: ctx}
 }
 
 // in is the same stage for a subtest.

@@ -76,6 +76,7 @@ type state struct {
 	PIDs     map[string]int
 	Guest    *Guest
 	Polkit   bool
+	Modular  bool
 }
 
 func (l *Lab) save() error {
@@ -84,7 +85,7 @@ func (l *Lab) save() error {
 		return err
 	}
 	o := &l.options
-	s := state{Owner: os.Getpid(), Start: start, Hosts: o.Hosts, Cache: o.Cache, Binaries: o.Binaries, Epoch: o.Epoch, Verdict: o.Verdict, PIDs: map[string]int{}, Guest: l.Guest, Polkit: o.Polkit}
+	s := state{Owner: os.Getpid(), Start: start, Hosts: o.Hosts, Cache: o.Cache, Binaries: o.Binaries, Epoch: o.Epoch, Verdict: o.Verdict, PIDs: map[string]int{}, Guest: l.Guest, Polkit: o.Polkit, Modular: o.Modular}
 	for _, n := range l.nodes() {
 		s.PIDs[n.Name] = n.pid
 	}
@@ -125,7 +126,7 @@ func Attach(dir string) (*Lab, error) {
 	}
 	l := &Lab{
 		dir: dir, Guest: s.Guest,
-		options: Options{Hosts: s.Hosts, Dir: dir, Cache: s.Cache, Binaries: s.Binaries, Polkit: s.Polkit, Epoch: s.Epoch, Verdict: s.Verdict, Log: io.Discard},
+		options: Options{Hosts: s.Hosts, Dir: dir, Cache: s.Cache, Binaries: s.Binaries, Polkit: s.Polkit, Modular: s.Modular, Epoch: s.Epoch, Verdict: s.Verdict, Log: io.Discard},
 	}
 	if l.PKI, err = LoadPKI(filepath.Join(dir, "pki")); err != nil {
 		return nil, err

@@ -43,8 +43,9 @@ type request struct {
 	Argv   []string
 	Env    []string
 	Dir    string
-	Log    string // file for a service's output, appended to
-	Signal int    `json:",omitempty"`
+	Log    string   // file for a service's output, appended to
+	Listen []listen `json:",omitempty"` // what a service is handed; activate.go
+	Signal int      `json:",omitempty"`
 }
 
 // reply is one message back. For run there are two: started, then exited.
@@ -160,8 +161,8 @@ func (p *process1) reap() {
 	}
 }
 
-// start runs a program in its own process group. files are its standard input, output and error.
-func (p *process1) start(r *request, files [3]uintptr, newSession bool) (*exited, error) {
+// start runs a program in its own process group. files are its standard input, output and error, and what it is handed besides.
+func (p *process1) start(r *request, files []uintptr, newSession bool) (*exited, error) {
 	env := p.environment(r.Env)
 	path := r.Path
 	if path == "" {
@@ -177,7 +178,7 @@ func (p *process1) start(r *request, files [3]uintptr, newSession bool) (*exited
 	sys := &syscall.SysProcAttr{Setpgid: !newSession, Setsid: newSession}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	pid, err := syscall.ForkExec(path, r.Argv, &syscall.ProcAttr{Dir: dir, Env: env, Files: files[:], Sys: sys})
+	pid, err := syscall.ForkExec(path, r.Argv, &syscall.ProcAttr{Dir: dir, Env: env, Files: files, Sys: sys})
 	if err != nil {
 		return nil, fmt.Errorf("cannot run %s: %w", path, err)
 	}
@@ -247,7 +248,7 @@ func (p *process1) run(conn *net.UnixConn, r *request, files []int) {
 		answer(conn, reply{Error: "run needs a command and three files"})
 		return
 	}
-	e, err := p.start(r, [3]uintptr{uintptr(files[0]), uintptr(files[1]), uintptr(files[2])}, false)
+	e, err := p.start(r, []uintptr{uintptr(files[0]), uintptr(files[1]), uintptr(files[2])}, false)
 	if err != nil {
 		answer(conn, reply{Error: err.Error()})
 		return
@@ -307,7 +308,16 @@ func (p *process1) startService(r *request) reply {
 		return reply{Error: err.Error()}
 	}
 	defer null.Close()
-	e, err := p.start(r, [3]uintptr{null.Fd(), log.Fd(), log.Fd()}, true)
+	handed, err := r.activate()
+	defer closeAll(handed) // the service has its own
+	if err != nil {
+		return reply{Error: err.Error()}
+	}
+	files := []uintptr{null.Fd(), log.Fd(), log.Fd()}
+	for _, fd := range handed {
+		files = append(files, uintptr(fd))
+	}
+	e, err := p.start(r, files, true)
 	if err != nil {
 		return reply{Error: err.Error()}
 	}

@@ -28,6 +28,9 @@ type Options struct {
 	// the capabilities that its unit names. Without it root is the only user of a host.
 	Polkit bool
 
+	// Modular makes hosts of libvirt's modular daemons: QEMU is served at virtqemud's sockets, and nothing stands at libvirtd's (virtqemud.go).
+	Modular bool
+
 	Epoch, Verdict time.Duration // how often hosts attest and how long a verdict holds; 2 s and 6 s if zero
 	Binds          []string      // directories that hosts see under the same path, besides the lab's and the binaries'
 	Log            io.Writer     // a line per step; none if nil

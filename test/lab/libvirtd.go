@@ -30,17 +30,19 @@ stdio_handler = "file"
 max_core = 0
 `
 
-// configureLibvirt writes libvirtd's configuration and installs the hook, which libvirtd looks for only when it starts.
+// configureLibvirt writes the configuration of libvirt's daemon and installs the hook, which it looks for only when it starts.
 func (h *Host) configureLibvirt() error {
 	etc := h.Path("/etc/libvirt")
 	conf := libvirtdConf
 	if h.lab.options.Polkit {
 		conf = libvirtdPolkitConf
 	}
-	for file, text := range map[string]string{
-		"libvirtd.conf": fmt.Sprintf(conf, nodeUUID(h.Name)),
-		"qemu.conf":     qemuConf,
-	} {
+	conf = fmt.Sprintf(conf, nodeUUID(h.Name))
+	files := map[string]string{h.daemon() + ".conf": conf, "qemu.conf": qemuConf}
+	if h.lab.options.Modular {
+		files[secrets+".conf"] = conf
+	}
+	for file, text := range files {
 		if err := writeFile(filepath.Join(etc, file), text, 0o644); err != nil {
 			return err
 		}
@@ -65,11 +67,11 @@ func (h *Host) StartLibvirtdWith(ctx context.Context, args ...string) error {
 			return err
 		}
 	}
-	if err := h.start(ctx, "libvirtd", append([]string{"libvirtd", "--config", "/etc/libvirt/libvirtd.conf"}, args...)...); err != nil {
+	if err := h.startDaemon(ctx, args); err != nil {
 		return err
 	}
 	return h.await(ctx, "libvirtd", func() error {
-		if _, err := os.Stat(h.Path("/run/libvirt/libvirt-sock")); err != nil {
+		if _, err := os.Stat(h.Path(h.LibvirtSocket())); err != nil {
 			return err
 		}
 		_, err := h.Virsh(ctx, "version")

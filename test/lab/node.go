@@ -182,8 +182,13 @@ func (n *Node) PID() int { return n.pid }
 
 // start starts a service in the node; its output goes to its log file.
 func (n *Node) start(ctx context.Context, service string, argv ...string) error {
+	return n.startHanded(ctx, service, nil, argv...)
+}
+
+// startHanded starts it with sockets that it is handed.
+func (n *Node) startHanded(ctx context.Context, service string, sockets []listen, argv ...string) error {
 	r := request{
-		Op: "start", Name: service, Argv: argv, Dir: "/", Log: n.Log(service),
+		Op: "start", Name: service, Argv: argv, Dir: "/", Log: n.Log(service), Listen: sockets,
 		Env: []string{"HOME=/root", "LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 	}
 	conn, _, err := ask(ctx, n.socket, r)

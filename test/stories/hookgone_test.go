@@ -19,16 +19,16 @@ func TestAttack(t *testing.T) {
 		t.Run(id, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 			defer cancel()
-			s := newStage(ctx, t, 1)
+			s := newStage(ctx, t, lab.Options{})
 			testscript.RunT(oneByOne{t}, testscript.Params{Dir: dir, Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
 		})
 	}
 }
 
 // newStage builds a lab for stories; it stays when one of them went wrong.
-func newStage(ctx context.Context, t *testing.T, hosts int) *stage {
+func newStage(ctx context.Context, t *testing.T, o lab.Options) *stage {
 	t.Helper()
-	s := &stage{lab: lab.ForTest(ctx, t, lab.Options{Hosts: hosts})}
+	s := &stage{lab: lab.ForTest(ctx, t, o)}
 	if err := s.pin(ctx, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}

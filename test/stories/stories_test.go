@@ -40,7 +40,7 @@ func TestStories(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	s := newStage(ctx, t, 2)
+	s := newStage(ctx, t, lab.Options{Hosts: 2})
 	// Stories share hosts, so they are told one after another; each leaves the hosts as it found them.
 	testscript.RunT(oneByOne{t}, testscript.Params{Dir: "testdata", Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
 }

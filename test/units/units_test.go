@@ -55,7 +55,7 @@ func stage(t *testing.T) string {
 		}
 		write(filepath.Base(s), strings.Join(out, ""))
 	}
-	for _, d := range []string{"libvirtd", "virtqemud"} {
+	for _, d := range []string{"libvirtd", "virtqemud", "virtsecretd", "virtstoraged"} {
 		write(d+".service", "[Service]\nExecStart=/bin/true\n")
 		write(d+".service.d/troth.conf", read("libvirt/daemon.conf"))
 	}
