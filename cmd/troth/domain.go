@@ -317,5 +317,11 @@ func (p *printer) domainWhy(w *api.Why) {
 	for _, e := range w.History {
 		said := strings.TrimPrefix(deref(e.Code)+": "+deref(e.Sentence), ": ")
 		p.line("%s  %-9s %s  %s", when(e.At), e.What, e.Launch, strings.TrimSuffix(said, ": "))
+		if e.Facts == nil || e.What != "stray" && e.What != "broken" {
+			continue // of a launch, the refusal above has them
+		}
+		for _, f := range *e.Facts {
+			p.fact(proof.Fact{Name: f.Name, Want: deref(f.Want), Got: deref(f.Got), Value: deref(f.Value)})
+		}
 	}
 }

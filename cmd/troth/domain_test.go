@@ -120,13 +120,14 @@ func TestDomainVerbs(t *testing.T) {
 	f.on("GET /v1/domains/"+testUUID+"/why", 200, object{
 		"domain":     d,
 		"conditions": []object{{"name": "tpm", "state": "ok"}, {"name": "verifier", "state": "failed", "evidence": "no answer", "remedy": "look", "since": 1}},
-		"history":    []object{{"at": 1700000000, "launch": "l1", "what": "refused", "code": "token-used", "sentence": "it is used"}},
+		"history": []object{{"at": 1700000000, "launch": "l1", "what": "refused", "code": "token-used", "sentence": "it is used"},
+			{"at": 1700000001, "launch": "l1", "what": "stray", "code": "grant-missing", "sentence": "found", "facts": []object{{"name": "done", "value": "destroyed"}}}},
 	})
 	troth(t, "", append(flags, "domain", "list")...).want(t, exitYes, testUUID, `web\x1b[2J`, "proved", "2023-11-14")
 	troth(t, "", append(flags, "domain", "show", strings.ToUpper(testUUID))...).want(t, exitYes, "proved")
 	troth(t, "", append(flags, "domain", "stop", testUUID)...).want(t, exitYes)
 	o := troth(t, "", append(flags, "domain", "why", testUUID)...)
-	o.want(t, exitYes, "verifier is failed: no answer", "remedy: look", "token-used: it is used")
+	o.want(t, exitYes, "verifier is failed: no answer", "remedy: look", "token-used: it is used", "grant-missing: found\n  done: destroyed")
 	if strings.Contains(o.stdout, "host: tpm") {
 		t.Error("a condition in order is told as a reason")
 	}

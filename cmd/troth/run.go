@@ -221,13 +221,7 @@ func (p *printer) refusal(r *proof.Refusal) {
 	}
 	p.line("%s: %s: %s", word, string(r.Code), r.Sentence)
 	for _, f := range r.Facts {
-		switch {
-		case f.Want != "" || f.Got != "":
-			p.line("  %s: want %s", f.Name, orDash(f.Want))
-			p.line("  %s:  got %s", f.Name, orDash(f.Got))
-		default:
-			p.line("  %s: %s", f.Name, f.Value)
-		}
+		p.fact(f)
 	}
 	if r.Remedy != "" {
 		p.line("  remedy: %s", r.Remedy)
@@ -235,6 +229,15 @@ func (p *printer) refusal(r *proof.Refusal) {
 	for _, c := range r.Also {
 		p.line("  also: %s", string(c))
 	}
+}
+
+func (p *printer) fact(f proof.Fact) {
+	if f.Want == "" && f.Got == "" {
+		p.line("  %s: %s", f.Name, f.Value)
+		return
+	}
+	p.line("  %s: want %s", f.Name, orDash(f.Want))
+	p.line("  %s:  got %s", f.Name, orDash(f.Got))
 }
 
 func orDash(s string) string {

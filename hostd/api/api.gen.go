@@ -101,10 +101,11 @@ type Health struct {
 type HistoryEntry struct {
 	At       int64   `json:"at"`
 	Code     *string `json:"code,omitempty"`
+	Facts    *[]Fact `json:"facts,omitempty"`
 	Launch   string  `json:"launch"`
 	Sentence *string `json:"sentence,omitempty"`
 
-	// What granted, proved, refused, aborted, stopped or lost
+	// What An entry of the journal: intent, granted, proved, running, failed, refused, armed, defined, disarmed, saved, stopped, broken or stray.
 	What string `json:"what"`
 }
 

@@ -216,7 +216,7 @@ func (h handlers) WhyDomain(w http.ResponseWriter, _ *http.Request, uuid api.UUI
 		entry := api.HistoryEntry{At: e.At, Launch: e.Launch, What: e.What}
 		if e.Refusal != nil {
 			code := string(e.Refusal.Code)
-			entry.Code, entry.Sentence = &code, &e.Refusal.Sentence
+			entry.Code, entry.Sentence, entry.Facts = &code, &e.Refusal.Sentence, factViews(e.Refusal.Facts)
 		}
 		why.History = append(why.History, entry)
 	}

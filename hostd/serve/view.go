@@ -31,18 +31,23 @@ func problemView(r *proof.Refusal) *api.Problem {
 	}
 	p := r.Problem()
 	out := &api.Problem{Type: p.Type, Title: p.Title, Status: p.Status, Detail: p.Detail, Code: string(p.Code), Remedy: p.Remedy}
-	if len(p.Facts) > 0 {
-		facts := make([]api.Fact, 0, len(p.Facts))
-		for _, f := range p.Facts {
-			facts = append(facts, api.Fact{Name: f.Name, Want: optional(f.Want), Got: optional(f.Got), Value: optional(f.Value)})
-		}
-		out.Facts = &facts
-	}
+	out.Facts = factViews(p.Facts)
 	if len(p.Also) > 0 {
 		also := sorted(p.Also)
 		out.Also = &also
 	}
 	return out
+}
+
+func factViews(facts []proof.Fact) *[]api.Fact {
+	if len(facts) == 0 {
+		return nil
+	}
+	out := make([]api.Fact, 0, len(facts))
+	for _, f := range facts {
+		out = append(out, api.Fact{Name: f.Name, Want: optional(f.Want), Got: optional(f.Got), Value: optional(f.Value)})
+	}
+	return &out
 }
 
 func launchView(v hostd.View) api.Launch {
