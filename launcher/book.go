@@ -2,7 +2,6 @@ package launcher
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -354,79 +353,4 @@ func (b *Book) opened(token, link proof.Digest) bool {
 	defer b.mu.Unlock()
 	c := b.chain(token)
 	return c.head != nil && *c.head == link
-}
-
-// Next says what the next link of a token follows, and which attempt at it this is.
-func (b *Book) Next(token proof.Digest) (previous *proof.Digest, attempt uint32) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	c := b.chain(token)
-	return c.head, c.attempt + 1
-}
-
-// Domain returns a copy of what is known of a domain, or nil.
-func (b *Book) Domain(uuid string) *Domain {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.domains[uuid].copy()
-}
-
-func (d *Domain) copy() *Domain {
-	if d == nil {
-		return nil
-	}
-	c := *d
-	c.History = slices.Clone(d.History)
-	return &c
-}
-
-// Keeps says whether the book has room for a domain: what was never granted is kept for people, and not without bound.
-func (b *Book) Keeps(uuid string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.domains[uuid] != nil || len(b.domains) < maxDomains
-}
-
-// Domains returns copies of all, by UUID.
-func (b *Book) Domains() []*Domain {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var all []*Domain
-	for _, uuid := range slices.Sorted(maps.Keys(b.domains)) {
-		all = append(all, b.domains[uuid].copy())
-	}
-	return all
-}
-
-// Launch returns a copy of what is known of a launch, or nil.
-func (b *Book) Launch(id string) *Record {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	r := b.launches[id]
-	if r == nil {
-		return nil
-	}
-	c := *r
-	return &c
-}
-
-// Unended lists the launches that a crash cut short.
-func (b *Book) Unended() []*Record {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var all []*Record
-	for _, id := range slices.Sorted(maps.Keys(b.launches)) {
-		if r := b.launches[id]; !r.Ended() {
-			c := *r
-			all = append(all, &c)
-		}
-	}
-	return all
-}
-
-// Owed returns the chain events that the verifier has not taken, oldest first.
-func (b *Book) Owed() []ChainEvent {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.Clone(b.owed)
 }
