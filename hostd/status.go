@@ -48,7 +48,7 @@ type Status struct {
 }
 
 // startLibvirt is the remedy where libvirt does not answer.
-const startLibvirt = "Start libvirtd, or virtqemud where that serves QEMU, and see that troth-hostd may use its socket."
+const startLibvirt = "Start libvirtd, or virtqemud where that serves QEMU, and see that troth-hostd may use its socket. One that runs and does not answer hangs: restart it; guests run on."
 
 // LibvirtSeen takes what the last call to libvirt showed.
 func (s *Status) LibvirtSeen(version string, err error) {

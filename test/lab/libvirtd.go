@@ -67,16 +67,57 @@ func (h *Host) StartLibvirtdWith(ctx context.Context, args ...string) error {
 			return err
 		}
 	}
-	if err := h.startDaemon(ctx, args); err != nil {
-		return err
+	for try := 1; ; try++ {
+		hung, err := h.startOnce(ctx, args)
+		if !hung || err != nil || try == 3 {
+			return err
+		}
+		h.lab.say("%s: libvirtd hangs in a fork of its own; it is started again", h.Name)
+		if err := h.KillLibvirtd(ctx); err != nil {
+			return err
+		}
 	}
-	return h.await(ctx, "libvirtd", func() error {
+}
+
+// versionWithin is how long a libvirtd that works may take to say its version.
+const versionWithin = 5 * time.Second
+
+// startOnce starts libvirtd and waits until it serves the QEMU driver, or can be seen to hang: libvirt 9.0 forks to act in a guest's mount namespace, and when another
+// of its threads held a lock at that moment, the child waits for ever, and what started it too. Nothing but a restart helps; it was seen once in some hundred starts after a kill.
+func (h *Host) startOnce(ctx context.Context, args []string) (hung bool, err error) {
+	if err := h.startDaemon(ctx, args); err != nil {
+		return false, err
+	}
+	forks := ""
+	err = h.await(ctx, "libvirtd", func() error {
 		if _, err := os.Stat(h.Path(h.LibvirtSocket())); err != nil {
 			return err
 		}
-		_, err := h.Virsh(ctx, "version")
-		return err
+		soon, cancel := context.WithTimeout(ctx, versionWithin)
+		defer cancel()
+		_, err := h.Virsh(soon, "version")
+		if soon.Err() == nil {
+			return err
+		}
+		before := forks
+		if forks, err = h.forks(ctx); err != nil {
+			return err
+		}
+		if hung = forks != "" && forks == before; hung {
+			return nil
+		}
+		return fmt.Errorf("libvirtd does not answer within %v, and has forked %q", versionWithin, forks)
 	})
+	return hung, err
+}
+
+// forks are the processes that libvirtd forked and that did not become another program: they live for milliseconds.
+func (h *Host) forks(ctx context.Context) (string, error) {
+	return h.Exec(ctx, "sh", "-c", `d=$(cat /run/libvirtd.pid) && exe=$(readlink /proc/$d/exe) || exit 0
+for s in /proc/[0-9]*/stat; do
+	read -r pid _ _ parent _ < $s || continue
+	if [ "$parent" = "$d" ] && [ "$(readlink /proc/$pid/exe)" = "$exe" ]; then echo $pid; fi
+done 2>/dev/null; true`)
 }
 
 // StopLibvirtd ends libvirtd as systemd would. Its guests run on.
