@@ -85,5 +85,6 @@ func TestAttack(t *testing.T) {
 	s := newStage(ctx, t)
 	t.Run("L-TOCTOU-XML", func(t *testing.T) { s.redefined(ctx, t) })
 	t.Run("L-STALL", func(t *testing.T) { s.stalled(ctx, t) })
+	t.Run("R-LEAK", func(t *testing.T) { s.flat(ctx, t) })
 	t.Run("R-RECONN", func(t *testing.T) { s.reconnected(ctx, t) })
 }
