@@ -174,7 +174,7 @@ func (s *story) stray(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d := lab.Domain{Name: "guest-stray", UUID: uuid(912), Disks: []lab.Disk{{Source: s.inside(disk), Format: "raw"}}}
+	d := lab.Domain{Name: "guest-stray", UUID: uuid(912), Disks: []lab.Disk{{Source: filepath.Join(filepath.Dir(s.lab.Guest.Kernel), "stray.raw"), Format: "raw"}}}
 	file, err := s.domain(d)
 	if err != nil {
 		return err
