@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -201,6 +202,18 @@ func attackOps(t *testing.T) {
 	})
 }
 
+// pool is an active pool of libvirt's storage driver that lies in a folder.
+func pool(t *testing.T, name, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(hooks.PoolDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text := "<poolstate>\n<pool type='dir'>\n  <name>" + name + "</name>\n  <target>\n    <path>" + dir + "</path>\n  </target>\n</pool>\n</poolstate>\n"
+	if err := os.WriteFile(filepath.Join(hooks.PoolDir, name+".xml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(3 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
@@ -249,11 +262,41 @@ func attackMark(t *testing.T) {
 	if err := os.WriteFile(other, []byte("y"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// A volume that was put back from a backup: the registry has old numbers. And names that XML, a shell or a careless reader makes others of.
+	restored, far := filepath.Join(dir, "restored.img"), filepath.Join(t.TempDir(), "far")
+	if err := os.WriteFile(restored, []byte("z"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, leads := range map[string]string{"to restored": restored, "a\rb": image, " spaced": image, "slashless": image} {
+		if err := os.Symlink(leads, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The folder again at another place, and one below which there is nothing of ours.
+	for _, d := range []string{far, filepath.Join(dir, "empty")} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mount(dir, far, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(far, 0); err != nil {
+			t.Error(err)
+		}
+	})
 	h := newHost(t)
 	h.register(t, ask.Registry{
 		UUIDs:   [][16]byte{uuidOf(t, uuidText)},
-		Volumes: []ask.Volume{{Path: image, Dev: dev, Ino: ino}, {Path: moved}},
+		Volumes: []ask.Volume{{Path: image, Dev: dev, Ino: ino}, {Path: moved}, {Path: restored, Dev: dev + 1, Ino: ino}},
 	})
+	if err := os.WriteFile(filepath.Join(dir, "empty", "disk.img"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pool(t, "ours", dir)
+	pool(t, "theirs", filepath.Join(dir, "empty"))
+	root := strings.TrimPrefix(dir, "/")
 	stop := h.serve(t, permit) // even a hostd that says yes to everything
 	t.Run("stripped", func(t *testing.T) {
 		run(t, domain(uuidText, "", ""), "guest", "prepare", "begin", "-").wantRefused(t, "configuration-changed")
@@ -299,6 +342,29 @@ func attackMark(t *testing.T) {
 		"volume as backing file":  `<disk><source file='` + other + `'/><backingStore><source file='` + image + `'/></backingStore></disk>`,
 		"volume as a kernel":      `<kernel>` + image + `</kernel>`,
 		"volume as an argument":   `<qemu:arg value='-drive file=` + image + `,if=virtio'/>`,
+
+		"restored volume by link":      disk(dir + "/to restored"),
+		"carriage return":              disk(dir + "/a\rb"),
+		"carriage return, reference":   disk(dir + "/a&#13;b"),
+		"relative":                     disk(root + "/disk.img"),
+		"relative link":                disk(root + "/link"),
+		"relative kernel":              `<kernel>` + root + `/link</kernel>`,
+		"spaces around a kernel":       `<kernel> ` + image + ` </kernel>`,
+		"spaces that count":            `<kernel>` + dir + "/ spaced" + `</kernel>`,
+		"link in an argument":          `<qemu:arg value='file=` + link + `,if=virtio'/>`,
+		"slashes in an argument":       `<qemu:arg value='if=virtio,file=` + strings.ReplaceAll(image, "/", "//") + `'/>`,
+		"relative in an argument":      `<qemu:arg value='file=` + root + `/link,if=virtio'/>`,
+		"link in json":                 `<disk><source file='json:{"file":{"filename":"` + link + `"}}'/></disk>`,
+		"folder":                       `<filesystem type='mount'><source dir='` + dir + `'/><target dir='x'/></filesystem>`,
+		"folder above":                 `<filesystem type='mount'><source dir='` + filepath.Dir(dir) + `'/><target dir='x'/></filesystem>`,
+		"all folders":                  `<filesystem type='mount'><source dir='/'/><target dir='x'/></filesystem>`,
+		"folder, relative":             `<disk type='dir'><source dir='` + root + `/.'/></disk>`,
+		"folder, bound elsewhere":      `<filesystem type='mount'><source dir='` + far + `'/><target dir='x'/></filesystem>`,
+		"volume of a pool, by alias":   `<disk type='volume'><source pool='ours' volume='link'/></disk>`,
+		"volume of an unknown pool":    `<disk type='volume'><source pool='none' volume='disk.img'/></disk>`,
+		"volume of a pool above":       `<disk type='volume'><source pool='../storage/none' volume='disk.img'/></disk>`,
+		"volume of a pool, not there":  `<disk type='volume'><source pool='theirs' volume='gone.img'/></disk>`,
+		"volume of a pool, other path": `<disk type='volume'><source pool='theirs' volume='../disk.img'/></disk>`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, domain(otherID, "", strings.ReplaceAll(d, `"`, "&quot;")), "guest", "prepare", "begin", "-").wantRefused(t, "hostd-unreachable")
@@ -307,6 +373,12 @@ func attackMark(t *testing.T) {
 	for name, xml := range map[string]string{
 		"other disk":       domain(otherID, "", disk(other)),
 		"disk not there":   domain(otherID, "", disk("/nonexistent/disk")),
+		"other folder":     domain(otherID, "", `<filesystem type='mount'><source dir='`+dir+`/empty'/><target dir='`+dir+`'/></filesystem>`),
+		"other argument":   domain(otherID, "", `<qemu:arg value='file=`+other+`,if=virtio'/>`),
+		"other of a pool":  domain(otherID, "", `<disk type='volume'><source pool='ours' volume='other.img'/></disk>`),
+		"carriage returns": strings.Replace(domain(otherID, "<description>a\rb\r\n</description>", ""), "\n", "\r\n", 0),
+		"name of a volume": domain(otherID, "", `<disk type='volume'><source pool='theirs' volume='disk.img'/></disk>`),
+		"slashless name":   domain(otherID, "", disk("slashless")),
 		"longer path":      domain(otherID, "", `<disk><source file='json:{"filename":"`+image+`2"}'/></disk>`),
 		"comment":          domain(otherID, `<!-- <x:launch xmlns:x="urn:troth:launch:v1"/> -->`, ""),
 		"text":             domain(otherID, `<description>urn:troth:launch:v1 &lt;troth:launch/&gt; /a/b</description>`, ""),

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"troth/hooks/ask"
@@ -49,11 +50,22 @@ type Gate struct {
 func Main() int {
 	debug.SetTraceback("none") // libvirt keeps all of stderr in memory and hands it to the client
 	if err := limit(); err != nil {
-		return refuse(os.Stderr, ask.Internal)
+		return expire(os.Stderr, os.Args[1:])
 	}
 	// Whatever takes too long ends here: a huge document, one that does not end, a file system that hangs.
-	time.AfterFunc(endWithin, func() { os.Exit(expire(os.Stderr, os.Args[1:])) })
-	return Gate{Registry: RegistryPath, Socket: SocketPath}.Run(os.Args[1:], os.Stdin, os.Stderr)
+	var line once
+	time.AfterFunc(endWithin, func() { os.Exit(expire(&line, os.Args[1:])) })
+	return Gate{Registry: RegistryPath, Socket: SocketPath}.Run(os.Args[1:], os.Stdin, &line)
+}
+
+// once is standard error for one line, whoever comes first.
+type once struct{ said atomic.Bool }
+
+func (o *once) Write(b []byte) (int, error) {
+	if o.said.Swap(true) {
+		return len(b), nil
+	}
+	return os.Stderr.Write(b)
 }
 
 func expire(stderr io.Writer, argv []string) int {

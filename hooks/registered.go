@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"troth/hooks/ask"
@@ -34,11 +35,12 @@ func RegisteredMain() int {
 	return Gate{Registry: RegistryPath}.Registered(os.Args[1:], os.Stdout)
 }
 
-// Registered answers one question about the registry: 'domain UUID', or 'volume KEY' with a path or a volume's bare name.
+// Registered answers one question about the registry: 'domain UUID', or 'volume KEY NAME' with what libvirt's storage driver says of a volume: a path or
+// something else, and a bare name. Either may be the client's word, so each counts; the name may be left out.
 // Without a registry nothing is registered; in a damaged one, and in one that says 'all', every domain is. A mark cannot be asked
 // for: polkit sees no XML.
 func (g Gate) Registered(argv []string, stdout io.Writer) int {
-	if len(argv) != 2 {
+	if len(argv) < 2 || len(argv) > 3 || len(argv) == 3 && argv[0] != "volume" {
 		return unanswered
 	}
 	var is func(ask.Published) bool
@@ -50,11 +52,13 @@ func (g Gate) Registered(argv []string, stdout io.Writer) int {
 		}
 		is = func(r ask.Published) bool { return r.All() || r.Has(id) }
 	case "volume":
-		if argv[1] == "" {
+		if slices.Contains(argv, "") {
 			return unanswered
 		}
 		// 'all' says nothing about volumes: domains do not start without hostd, and hostd measures what they start from.
-		is = func(r ask.Published) bool { return touches(volumeSubject(argv[1]), r) }
+		is = func(r ask.Published) bool {
+			return slices.ContainsFunc(argv[1:], func(v string) bool { return touches(volumeSubject(v), r) })
+		}
 	default:
 		return unanswered
 	}
@@ -75,7 +79,7 @@ func volumeSubject(key string) subject {
 	case filepath.IsAbs(key):
 		return subject{paths: []string{key}}
 	case filepath.Base(key) == key:
-		return subject{volumes: []string{key}}
+		return subject{volumes: []volume{{name: key}}}
 	}
 	return subject{mentions: []string{key}}
 }

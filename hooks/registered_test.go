@@ -44,6 +44,9 @@ func TestRegistered(t *testing.T) {
 		{"registered", write(registered), []string{"volume", dir + "/alias.img"}, "registered\n"},
 		{"registered", write(registered), []string{"volume", "disk.img"}, "registered\n"},
 		{"registered", write(registered), []string{"volume", "pool" + image}, "registered\n"},
+		{"registered", write(registered), []string{"volume", "kZq3Pv-1a2b", "disk.img"}, "registered\n"}, // of a logical pool
+		{"registered", write(registered), []string{"volume", "made-up", "other.img"}, "untrusted\n"},
+		{"registered", write(registered), []string{"volume", image, "other.img"}, "registered\n"},
 		{"registered", write(registered), []string{"volume", dir + "/other.img"}, "untrusted\n"},
 		{"registered", write(registered), []string{"volume", "other.img"}, "untrusted\n"},
 		{"all", write(ask.Registry{All: true}), []string{"domain", out}, "registered\n"},
@@ -57,6 +60,8 @@ func TestRegistered(t *testing.T) {
 		{"no UUID", write(registered), []string{"domain", strings.ReplaceAll(in, "-", "")}, ""},
 		{"no UUID", write(registered), []string{"domain", ""}, ""},
 		{"no volume", write(registered), []string{"volume", ""}, ""},
+		{"no volume", write(registered), []string{"volume", "made-up", ""}, ""},
+		{"no volume", write(registered), []string{"volume", "made-up", "other.img", "more"}, ""},
 	} {
 		if err := c.registry(); err != nil {
 			t.Fatal(err)

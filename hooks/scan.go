@@ -32,10 +32,13 @@ type subject struct {
 	uuid     [16]byte
 	marked   bool
 	launchID [32]byte
-	paths    []string // absolute paths outside metadata, as written
+	paths    []string // outside metadata: absolute paths as written, and relative ones from the root, where libvirt and QEMU stand
 	mentions []string // other values outside metadata that hold a slash: they may hold a path
-	volumes  []string // names of storage volumes
+	volumes  []volume // of storage pools
 }
+
+// volume is what libvirt's storage driver makes a path of.
+type volume struct{ pool, name string }
 
 // element is an open element.
 type element struct {
@@ -66,6 +69,8 @@ type scanner struct {
 
 // scan reads a domain's XML, or says why it cannot be sure of it.
 func scan(b []byte) (subject, error) {
+	// libvirt writes a carriage return as it is, and any reader of XML takes it for a line feed: another path.
+	b = bytes.ReplaceAll(b, []byte("\r"), []byte("&#13;"))
 	d := xml.NewDecoder(bytes.NewReader(b)) // Strict: no unknown entity, no charset but UTF-8
 	var sc scanner
 	for {
@@ -201,16 +206,23 @@ func (sc *scanner) look(e element, attrs []xml.Attr) error {
 	if e.metadata {
 		return nil
 	}
+	var v volume
 	for _, a := range attrs {
-		if a.Name.Space == "xmlns" || a.Name.Local == "xmlns" {
-			continue
+		if a.Name.Space == "xmlns" || a.Name.Local == "xmlns" || e.raw.Local == "target" && a.Name.Local == "dir" {
+			continue // the last is a name for the guest
 		}
-		if err := sc.value(a.Value); err != nil {
+		if err := sc.value(a.Value, e.raw.Local == "source" && (a.Name.Local == "file" || a.Name.Local == "dev" || a.Name.Local == "dir")); err != nil {
 			return err
 		}
-		if e.raw.Local == "source" && a.Name.Local == "volume" {
-			sc.s.volumes = append(sc.s.volumes, a.Value)
+		switch {
+		case e.raw.Local == "source" && a.Name.Local == "pool":
+			v.pool = a.Value
+		case e.raw.Local == "source" && a.Name.Local == "volume":
+			v.name = a.Value
 		}
+	}
+	if v.name != "" {
+		sc.s.volumes = append(sc.s.volumes, v)
 	}
 	return nil
 }
@@ -274,20 +286,46 @@ func (sc *scanner) end(t xml.EndElement) error {
 	if n == 2 && (e.is("name") || e.is("title") || e.is("description")) {
 		return nil // free text
 	}
-	return sc.value(string(bytes.TrimSpace(e.text)))
+	file := e.is("kernel") || e.is("initrd") || e.is("loader") || e.is("nvram") || e.is("dtb")
+	if text := string(e.text); file || strings.Contains(text, "/") {
+		if trimmed := strings.TrimSpace(text); trimmed != text {
+			if err := sc.value(trimmed, file); err != nil {
+				return err
+			}
+		}
+		return sc.value(text, file) // libvirt trims nothing
+	}
+	return nil
 }
 
-// value notes what may name a file.
-func (sc *scanner) value(v string) error {
+// between stands between paths in values that hold more than one path: options of QEMU, json:, URIs.
+const between = ",;=:&?'\"{}[]() \t\r\n"
+
+// value notes what may name a file; file says that it does, whatever it looks like.
+func (sc *scanner) value(v string, file bool) error {
+	s := &sc.s
 	switch {
+	case strings.HasPrefix(v, "/"):
+		s.paths = append(s.paths, v)
+	case file && v != "":
+		s.paths = append(s.paths, "/"+v)
 	case !strings.Contains(v, "/"):
 		return nil
-	case strings.HasPrefix(v, "/"):
-		sc.s.paths = append(sc.s.paths, v)
-	default:
-		sc.s.mentions = append(sc.s.mentions, v)
 	}
-	if sc.values++; sc.values > maxValues {
+	sc.values++
+	if !strings.HasPrefix(v, "/") && strings.Contains(v, "/") {
+		s.mentions = append(s.mentions, v)
+		for piece := range strings.FieldsFuncSeq(v, func(c rune) bool { return strings.ContainsRune(between, c) }) {
+			if strings.Contains(piece, "/") {
+				s.paths = append(s.paths, "/"+piece) // cleaned, an absolute one is what it was
+				sc.values++
+			}
+			if sc.values > maxValues {
+				break
+			}
+		}
+	}
+	if sc.values > maxValues {
 		return errors.New("too many values that may name files")
 	}
 	return nil

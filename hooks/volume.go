@@ -10,27 +10,29 @@ import (
 	"troth/hooks/ask"
 )
 
-// touches says whether the domain names a registered volume: by its path, by another path that leads to the same
-// file, inside a value that holds paths among other things (a json: or nbd: source, a QEMU argument), or by the name
-// of a volume in a storage pool. A pool's volume is known here by its name alone, so one of the same file name
-// counts: hostd is asked once too often rather than once too seldom.
+// touches says whether the domain names a registered volume: by its path, by another path that leads to the same file, by a folder above it, inside a value that
+// holds paths among other things (a json: or nbd: source, a QEMU argument), or as a volume of a storage pool. What only the disk's content names (a backing file
+// that the XML leaves out) and what changes while it is looked at, hostd's scan of processes finds.
 func touches(s subject, r ask.Published) bool {
 	if !r.HasVolumes() {
 		return false
 	}
-	named := make([]string, 0, len(s.paths))
+	named := make([]string, 0, len(s.paths)+len(s.volumes))
 	for _, p := range s.paths {
 		named = append(named, filepath.Clean(p))
+	}
+	for _, v := range s.volumes {
+		p, ok := v.path()
+		if ok {
+			named = append(named, p)
+		} else if r.HasBase(path.Base(v.name)) {
+			return true // known by its name alone: hostd is asked once too often rather than once too seldom
+		}
 	}
 	slices.Sort(named)
 	named = slices.Compact(named)
 	if slices.ContainsFunc(named, r.HasPath) {
 		return true
-	}
-	for _, name := range s.volumes {
-		if r.HasBase(path.Base(name)) {
-			return true
-		}
 	}
 	if len(s.mentions) > 0 {
 		for v := range r.Paths {
@@ -44,10 +46,35 @@ func touches(s subject, r ask.Published) bool {
 	return slices.ContainsFunc(named, func(p string) bool { return leads(p, r) })
 }
 
-// leads: the path leads to the file of a volume.
+// leads: the path leads to the file of a volume, to its path, or to a folder above it.
 func leads(p string, r ask.Published) bool {
 	var st syscall.Stat_t
-	return syscall.Stat(p, &st) == nil && r.HasFile(st.Dev, st.Ino)
+	if syscall.Stat(p, &st) != nil {
+		return false
+	}
+	if r.HasFile(st.Dev, st.Ino) {
+		return true
+	}
+	// Numbers change where a file is put back from a backup, and on some file systems at each mount.
+	real, err := filepath.EvalSymlinks(p)
+	if err != nil {
+		return false // no name leads to it: what it is was looked at above
+	}
+	return r.HasPath(real) || st.Mode&syscall.S_IFMT == syscall.S_IFDIR && (r.HasBelow(real) || mirrors(real, r))
+}
+
+// mirrors: the folder is one above a volume, at another place (a bind mount): some end of the volume's path leads from it to the volume's file.
+func mirrors(dir string, r ask.Published) bool {
+	for v := range r.Paths {
+		for at := len(v); at > 0; {
+			at = strings.LastIndexByte(v[:at], '/')
+			var st syscall.Stat_t
+			if at >= 0 && syscall.Stat(dir+v[at:], &st) == nil && r.HasFile(st.Dev, st.Ino) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // holds: name stands in m as a whole path, not as the beginning of a longer one.

@@ -38,18 +38,33 @@ func search(b []byte) (Published, error) {
 		return Published{}, err
 	}
 	rest := body[len(registryHeader):]
+	last := 0
 	for n := 2; len(rest) > 0; n++ {
 		line, after, whole := bytes.Cut(rest, []byte("\n"))
-		if !whole || string(line) != allLine && !bytes.HasPrefix(line, []byte(uuidWord)) && !bytes.HasPrefix(line, []byte(volumeWord)) {
-			return Published{}, fmt.Errorf("%w: line %d: not a whole entry of a known kind", ErrDamaged, n)
+		k := kind(line)
+		if !whole || k == 0 || k < last {
+			return Published{}, fmt.Errorf("%w: line %d: not a whole entry of a known kind, in its place", ErrDamaged, n)
 		}
-		rest = after
+		last, rest = k, after
 	}
 	p := Published{domains: body}
 	if at := bytes.Index(body, []byte("\n"+volumeWord)); at >= 0 { // they come last
 		p.domains, p.volumes = body[:at+1], body[at:]
 	}
 	return p, nil
+}
+
+// kind says where a line stands among the others; zero: nowhere.
+func kind(line []byte) int {
+	switch {
+	case string(line) == allLine:
+		return 1
+	case len(line) == len(uuidWord)+32 && bytes.HasPrefix(line, []byte(uuidWord)):
+		return 2
+	case bytes.HasPrefix(line, []byte(volumeWord)):
+		return 3
+	}
+	return 0
 }
 
 // All says that every domain counts as trusted.
@@ -66,6 +81,15 @@ func (p Published) HasVolumes() bool { return len(p.volumes) > 0 }
 // HasPath says whether a volume has this path, which is absolute and clean.
 func (p Published) HasPath(path string) bool {
 	return holds(p.volumes, " "+strconv.QuoteToASCII(path)+"\n")
+}
+
+// HasBelow says whether a volume's path lies below a folder, which is absolute and clean.
+func (p Published) HasBelow(dir string) bool {
+	if dir == "/" {
+		return p.HasVolumes()
+	}
+	quoted := strconv.QuoteToASCII(dir)
+	return holds(p.volumes, " "+quoted[:len(quoted)-1]+"/")
 }
 
 // HasBase says whether a volume's path ends in this name.

@@ -150,6 +150,14 @@ func agree(t *testing.T, b []byte, r ask.Registry) {
 				t.Errorf("%q: %q was found", b, other)
 			}
 		}
+		for dir := filepath.Dir(v.Path); ; dir = filepath.Dir(dir) {
+			if !p.HasBelow(dir) || p.HasBelow(dir+"x") || v.Path != "/" && p.HasBelow(v.Path) && !slices.ContainsFunc(paths, func(o string) bool { return strings.HasPrefix(o, v.Path+"/") }) {
+				t.Errorf("%q: below %q", b, dir)
+			}
+			if dir == "/" {
+				break
+			}
+		}
 		if p.HasFile(v.Ino, v.Dev+1) != slices.ContainsFunc(r.Volumes, func(o ask.Volume) bool { return o.Dev == v.Ino && o.Ino == v.Dev+1 }) {
 			t.Errorf("%q: another file was found", b)
 		}
@@ -169,7 +177,7 @@ func TestPublished(t *testing.T) {
 		agree(t, b, parsed)
 	}
 	path := filepath.Join(t.TempDir(), "registry")
-	for _, bad := range []string{"other 1\n", "all", "\n", "all\nall \n", "uuid\n"} {
+	for _, bad := range []string{"other 1\n", "all", "\n", "all\nall \n", "uuid\n", lineOne + "all\n", "volume 0 0 \"/a\"\n" + lineOne, "uuid 01\n"} {
 		if err := os.WriteFile(path, summed(bad), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -132,7 +132,10 @@ func TestDecisions(t *testing.T) {
 					if p == "create" {
 						detail = "--detail vol_name " + which + ".img"
 					}
-					want[question{lab.Operator, "storage-vol", p, detail}] = slices.Contains(free["storage-vol"], p) || !slices.Contains(c.heldVolume, which)
+					// The key says nothing in a logical pool, and in 'create' what the client likes.
+					for _, d := range []string{detail, "--detail vol_key kZq3Pv-1a2b --detail vol_name " + which + ".img"} {
+						want[question{lab.Operator, "storage-vol", p, d}] = slices.Contains(free["storage-vol"], p) || !slices.Contains(c.heldVolume, which)
+					}
 				}
 			}
 			// libvirt always names what it asks about; a question without a name is nobody's.
