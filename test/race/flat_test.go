@@ -68,7 +68,7 @@ func (s *stage) everything(ctx context.Context, t *testing.T, d lab.Domain) {
 	if err != nil || a.Exit != 1 {
 		t.Fatalf("a launch of another domain: exit %d, %v", a.Exit, err)
 	}
-	armed := guest("round", 0)
+	armed := guest("cycle", 0)
 	s.Ask(ctx, t, "register", armed, "--force")
 	s.Do(ctx, t, s.Engine, nil, "domain", "remove", armed.UUID)
 }
