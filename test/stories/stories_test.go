@@ -86,6 +86,7 @@ func (s *stage) setUp(e *testscript.Env) error {
 	e.Setenv("INITRD", filepath.Join(g.Outside, "initrd"))
 	e.Setenv("CMDLINE", g.CommandLine)
 	e.Setenv("SHARED", g.Outside)
+	e.Setenv("LIBVIRTD_LOG", s.lab.Host(1).Log("libvirtd"))
 	e.Setenv("INSIDE", filepath.Dir(g.Kernel))
 	for _, role := range []lab.Role{lab.RoleOperator, lab.RoleTenant, lab.RoleEngine} {
 		p, err := cast.New(s.lab, role, e.WorkDir)
