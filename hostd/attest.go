@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -53,9 +54,9 @@ type Attester struct {
 	Dated    func(issued int64) // hears the verifier's time with each verdict
 	Changed  func()             // hears that there is something new
 
-	attesting sync.Mutex // one attestation at a time
-	ak        *tpm.AK
-	next      *vapi.Challenge // from the previous answer, used once
+	turn chan struct{} // holds one token while somebody attests
+	ak   *tpm.AK
+	next *vapi.Challenge // from the previous answer, used once
 
 	key sync.RWMutex // read while a launch needs the release key that is in the TPM, written to replace it
 
@@ -64,12 +65,13 @@ type Attester struct {
 	report  *proof.Report
 	failure *proof.Refusal // of the newest attestation; nil when it brought a verdict
 	tried   time.Duration
+	began   time.Duration // the newest attestation that nobody cut short
 	due     time.Duration // when the verifier wants to see us again, on CLOCK_BOOTTIME
 	wake    chan struct{}
 }
 
 // Start makes the attester ready. Call it once.
-func (a *Attester) Start() { a.wake = make(chan struct{}, 1) }
+func (a *Attester) Start() { a.wake, a.turn = make(chan struct{}, 1), make(chan struct{}, 1) }
 
 // State is what is known of this host.
 type State struct {
@@ -89,37 +91,6 @@ func (a *Attester) State() State {
 		s.AK = a.ak.Name()
 	}
 	return s
-}
-
-// Hold implements launcher.Epochs.
-func (a *Attester) Hold(context.Context) (*launcher.Epoch, func(), error) {
-	a.key.RLock()
-	done := sync.OnceFunc(a.key.RUnlock)
-	s := a.State()
-	switch {
-	case s.Epoch != nil:
-		return s.Epoch, done, nil
-	case s.Failure != nil:
-		done()
-		return nil, nil, s.Failure
-	default:
-		done()
-		return nil, nil, proof.Refuse(proof.VerdictMissing, "this host has not attested yet")
-	}
-}
-
-// Renew implements launcher.Epochs: attest now. Callers that come while one attestation runs get the next one, together.
-func (a *Attester) Renew(ctx context.Context) error {
-	began := a.Clock.Boot()
-	a.attesting.Lock()
-	defer a.attesting.Unlock()
-	a.mu.Lock()
-	fresh := a.epoch != nil && a.epoch.Sent >= began
-	a.mu.Unlock()
-	if fresh {
-		return nil // somebody attested while we waited
-	}
-	return a.attest(ctx)
 }
 
 // Kick makes the worker attest soon: something showed that the state of the host changed.
@@ -156,11 +127,15 @@ func (a *Attester) untilDue() time.Duration {
 	return max(a.due-a.Clock.Boot(), 100*time.Millisecond)
 }
 
-// attest runs one attestation. The caller holds attesting.
+// attest runs one attestation. The caller has the turn.
 func (a *Attester) attest(ctx context.Context) error {
-	err := a.exchange(ctx, true)
+	began := a.Clock.Boot()
+	err := a.guarded(ctx)
 	a.mu.Lock()
 	a.tried = a.Clock.Boot()
+	if ctx.Err() == nil {
+		a.began = began
+	}
 	var refusal *proof.Refusal
 	if err != nil {
 		refusal = asRefusal(err)
@@ -181,6 +156,18 @@ func (a *Attester) attest(ctx context.Context) error {
 		return nil
 	}
 	return refusal
+}
+
+// guarded makes a panic, over an answer of the verifier's or of the TPM's, a failure that leaves the host without a verdict.
+func (a *Attester) guarded(ctx context.Context) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.Log.Error("panic in an attestation", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			a.forget()
+			err = proof.Refuse(proof.Internal, "the attestation failed in a way that nobody foresaw")
+		}
+	}()
+	return a.exchange(ctx, true)
 }
 
 // exchange: challenge, evidence, verdict, release key. A refusal that brings another challenge is answered once.
@@ -321,6 +308,7 @@ func (a *Attester) take(ctx context.Context, answer *vapi.Attestation, e *launch
 		defer a.key.Unlock()
 		seed := tpm.SealedSeed{Public: answer.Release.Public, Duplicate: answer.Release.Duplicate, EncryptedSeed: answer.Release.EncryptedSeed}
 		if err := a.Chip.Install(ctx, seed, verdict.Selection, verdict.Counters); err != nil {
+			a.forget() // its release key may be gone from the TPM by now, or be replaced later by one that we waited for too long
 			return chipRefusal(err)
 		}
 	}

@@ -336,6 +336,7 @@ func TestAttack(t *testing.T) {
 		}
 		attested(t)
 	})
+	t.Run("R-PANIC", testPanics)
 	t.Run("R-TPMDOWN", func(t *testing.T) {
 		attested(t)
 		r.stop()

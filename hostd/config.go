@@ -23,6 +23,7 @@ import (
 //	socket    = ""                       # swtpm's socket: the only way in which a software TPM is accepted
 //	event_log = "/sys/kernel/security/slaunch/eventlog"   # log of the dynamic launch; empty: none is sent
 //	log_kind  = "tcg2"
+//	timeout   = "20s"                    # for one operation: a TPM that hangs keeps a launch waiting no longer. A key that another user makes may take 15 s
 //
 //	[verifier]
 //	url  = ["https://verifier:8443"]     # tried in this order
@@ -76,6 +77,7 @@ type TPMConfig struct {
 	Socket   string `toml:"socket"`
 	EventLog string `toml:"event_log"`
 	LogKind  string `toml:"log_kind"`
+	Timeout  string `toml:"timeout"`
 }
 
 // VerifierConfig says who judges this host and with which certificate it speaks to them.
@@ -131,7 +133,7 @@ func Default() *Config {
 	return &Config{
 		StateDir: "/var/lib/troth",
 		RunDir:   "/run/troth",
-		TPM:      TPMConfig{LogKind: "tcg2"},
+		TPM:      TPMConfig{LogKind: "tcg2", Timeout: "20s"},
 		Verifier: VerifierConfig{Timeout: "10s"},
 		Libvirt:  LibvirtConfig{URI: "qemu:///system"},
 		Hook:     HookConfig{Script: "/etc/libvirt/hooks/qemu"},
@@ -175,6 +177,9 @@ func (c *Config) Check() error {
 		if err != nil || p.Scheme != "https" || p.Host == "" || p.User != nil {
 			bad("verifier.url", "%q is not an https URL", u)
 		}
+	}
+	if d, err := time.ParseDuration(c.TPM.Timeout); err != nil || d <= 0 {
+		bad("tpm.timeout", "%q is not a positive duration", c.TPM.Timeout)
 	}
 	if d, err := time.ParseDuration(c.Verifier.Timeout); err != nil || d <= 0 {
 		bad("verifier.timeout", "%q is not a positive duration", c.Verifier.Timeout)

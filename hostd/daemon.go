@@ -10,7 +10,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -67,6 +66,7 @@ type Daemon struct {
 	Launcher *launcher.Launcher
 	Launches *Launches
 	Strays   *Strays
+	Workers  *Workers
 	Room     *secret.Room
 	Audit    *audit.Log
 
@@ -115,7 +115,12 @@ func (d *Daemon) Open(ctx context.Context) error {
 		return err
 	}
 	d.journal = j
-	d.Attester = &Attester{Chip: d.Chip, Judge: d.Judge, SPKI: d.Identity.SPKI, EventLog: d.Config.TPM.EventLog, LogKind: d.Config.TPM.LogKind,
+	within, err := time.ParseDuration(d.Config.TPM.Timeout)
+	if err != nil {
+		return fmt.Errorf("tpm.timeout: %w", err)
+	}
+	chip := patient{d.Chip, within}
+	d.Attester = &Attester{Chip: chip, Judge: d.Judge, SPKI: d.Identity.SPKI, EventLog: d.Config.TPM.EventLog, LogKind: d.Config.TPM.LogKind,
 		Clock: d.Clock, Log: d.Log, Dated: d.Clock.Dated}
 	d.Attester.Start()
 	d.Hook = &HookSocket{Script: d.Config.Hook.Script, UIDs: hookUIDs(d.Config.Hook.UIDs), Log: d.Log}
@@ -125,7 +130,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 		return err
 	}
 	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
-	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{d.Chip, d.Attester.Kick}, Virt: published{d.Virt, d.Registry}, Images: d.Images, Hook: d.Hook,
+	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{chip, d.Attester.Kick}, Virt: published{d.Virt, d.Registry}, Images: d.Images, Hook: d.Hook,
 		Secrets: d.Room, Keys: d.Virt, Saves: saves, Book: book, Clock: d.Clock, Log: d.Log}
 	if uid >= 0 {
 		u := uint32(uid)
@@ -135,8 +140,9 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Launcher.Start()
 	d.Hook.Starts = d.Launcher
 	d.Strays = d.newStrays()
+	d.Workers = &Workers{Log: d.Log, Boot: d.Clock.Boot}
 	d.Status = &Status{Attester: d.Attester, Hook: d.Hook, Liveness: d.Liveness, Registry: d.Registry, Now: d.Clock.Now, Owed: func() int { return len(book.Owed()) },
-		Strays: d.Strays.Condition}
+		Strays: d.Strays.Condition, Workers: d.Workers.Condition}
 	timeout, err := time.ParseDuration(d.Config.Launch.Timeout)
 	if err != nil {
 		return fmt.Errorf("launch.timeout: %w", err)
@@ -168,25 +174,25 @@ func (d *Daemon) Time() time.Time { return d.Clock.TLS() }
 
 // Run works until ctx ends, then lets the launches under way end and closes what Open opened.
 func (d *Daemon) Run(ctx context.Context) error {
-	var workers sync.WaitGroup
+	workers := d.Workers
 	failed := make(chan error, 1)
-	workers.Go(func() {
-		if err := d.Hook.Run(d.ctx, d.hooks); err != nil {
+	workers.Go(d.ctx, "hooks", func(ctx context.Context) {
+		if err := d.Hook.Run(ctx, d.hooks); err != nil {
 			select {
 			case failed <- err:
 			default:
 			}
 		}
 	})
-	workers.Go(func() { d.Attester.Run(d.ctx) })
-	workers.Go(func() { d.Registry.Run(d.ctx, d.changed) })
-	workers.Go(func() { d.reconcile(d.ctx) })
-	workers.Go(func() { d.tell(d.ctx) })
-	workers.Go(func() { d.events(d.ctx) })
-	workers.Go(func() { d.arming(d.ctx) })
-	workers.Go(func() { d.autostart(d.ctx) })
-	workers.Go(func() { d.Liveness.Run(d.ctx) })
-	workers.Go(func() { watchdog(d.ctx, d.Log, d.alive) })
+	workers.Go(d.ctx, "attest", d.Attester.Run)
+	workers.Go(d.ctx, "registry", func(ctx context.Context) { d.Registry.Run(ctx, d.changed) })
+	workers.Go(d.ctx, "reconcile", d.reconcile)
+	workers.Go(d.ctx, "tell", d.tell)
+	workers.Go(d.ctx, "events", d.events)
+	workers.Go(d.ctx, "arming", d.arming)
+	workers.Go(d.ctx, "autostart", d.autostart)
+	workers.Go(d.ctx, "liveness", d.Liveness.Run)
+	workers.Go(d.ctx, "watchdog", func(ctx context.Context) { watchdog(ctx, d.Log, d.alive) })
 	audits, unaudited := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(audits)
@@ -262,19 +268,4 @@ func qemuUser(name string) (uid, gid int, err error) {
 		return 0, 0, fmt.Errorf("qemu.user: %w", err)
 	}
 	return uid, gid, nil
-}
-
-// refusing is the launcher's chip: errors are refusals, and one that shows that the host's state changed makes the host attest at once.
-type refusing struct {
-	Chip
-	kick func()
-}
-
-func (r refusing) Unseal(ctx context.Context) ([]byte, error) {
-	seed, err := r.Chip.Unseal(ctx)
-	if err != nil {
-		r.kick()
-		return nil, chipRefusal(err)
-	}
-	return seed, nil
 }

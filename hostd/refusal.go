@@ -5,7 +5,9 @@ import (
 	"errors"
 
 	"troth/proof"
+	"troth/tpm"
 	"troth/tpm/chip"
+	"troth/tpm/pcr"
 )
 
 // chipRefusal makes a refusal of what went wrong with the TPM.
@@ -54,4 +56,28 @@ func lasting(c proof.Code) bool {
 	default:
 		return false
 	}
+}
+
+// refusing is the launcher's chip: errors are refusals, and one that shows that the host's state changed makes the host attest at once.
+type refusing struct {
+	Chip
+	kick func()
+}
+
+func (r refusing) Unseal(ctx context.Context) ([]byte, error) {
+	seed, err := r.Chip.Unseal(ctx)
+	if err != nil {
+		r.kick()
+		return nil, chipRefusal(err)
+	}
+	return seed, nil
+}
+
+func (r refusing) Quote(ctx context.Context, sel pcr.Selection, extraData []byte) (tpm.Quote, error) {
+	quote, err := r.Chip.Quote(ctx, sel, extraData)
+	if err != nil {
+		r.kick()
+		return tpm.Quote{}, chipRefusal(err)
+	}
+	return quote, nil
 }

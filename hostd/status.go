@@ -40,6 +40,7 @@ type Status struct {
 	Registry *Registry
 	Owed     func() int
 	Strays   func() Condition
+	Workers  func() Condition
 	Now      func() time.Time
 
 	mu      sync.Mutex
@@ -76,6 +77,9 @@ func (s *Status) Conditions() []Condition {
 	all = append(all, s.hook(), s.registry())
 	if s.Strays != nil {
 		all = append(all, s.Strays())
+	}
+	if s.Workers != nil {
+		all = append(all, s.Workers())
 	}
 	if s.since == nil {
 		s.since = map[string]Condition{}

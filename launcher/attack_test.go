@@ -4,12 +4,28 @@ import (
 	"bytes"
 	"context"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"troth/launcher/domain"
 	"troth/proof"
 )
+
+// mute is a verifier that answers no report.
+type mute struct {
+	Verifier
+	calls        atomic.Int32
+	come, answer chan struct{}
+}
+
+func (m *mute) Report(context.Context, ChainEvent) error {
+	m.calls.Add(1)
+	m.come <- struct{}{}
+	<-m.answer
+	return proof.Refuse(proof.VerifierUnreachable, "no verifier answers")
+}
 
 func TestAttack(t *testing.T) {
 	ctx := context.Background()
@@ -153,6 +169,71 @@ func TestAttack(t *testing.T) {
 		}
 		w.running(token)
 	})
+	t.Run("R-VERDOWN/late", func(t *testing.T) {
+		// The verifier takes a release up after hostd gave it up, and after its abort, which then meant nothing to it: the token is not lost to that.
+		w := newWorld(t)
+		token := w.token()
+		w.late = true
+		_, refusal := w.launch(token)
+		expect(t, refusal, proof.VerifierUnreachable)
+		if n := w.count["report aborted"]; n != 0 {
+			t.Errorf("the refusal waited for %d more calls of a verifier that does not answer", n)
+		}
+		if err := w.l.Tell(ctx); err != nil {
+			t.Fatal(err)
+		}
+		w.late = false
+		if w.arrives == nil {
+			t.Fatal("the release was not held back")
+		}
+		if err := w.arrives(); err != nil {
+			t.Fatal(err)
+		}
+		if _, refusal := w.launch(token); refusal != nil {
+			t.Fatal(refusal)
+		}
+		w.running(token)
+	})
+	t.Run("R-VERDOWN/one wait for all", func(t *testing.T) {
+		// Reports that wait for their turn while the verifier does not answer one do not each wait as long again.
+		w := newWorld(t)
+		owed := ChainEvent{Token: proof.Digest{1}, Event: EventClosed, Attempt: 1}
+		if err := w.l.owe(owed); err != nil {
+			t.Fatal(err)
+		}
+		v := &mute{come: make(chan struct{}), answer: make(chan struct{})}
+		w.l.Verifier = v
+		var all sync.WaitGroup
+		told := func() {
+			if err := w.l.Tell(ctx); err == nil {
+				t.Error("told")
+			}
+		}
+		all.Go(told)
+		<-v.come
+		const many = 16
+		came := make(chan struct{}, many)
+		for range many {
+			all.Go(func() { came <- struct{}{}; told() })
+		}
+		for range many {
+			<-came
+		}
+		ended := make(chan struct{})
+		go func() { all.Wait(); close(ended) }()
+		v.answer <- struct{}{}
+		for open := true; open; {
+			select {
+			case <-v.come:
+				v.answer <- struct{}{}
+			case <-ended:
+				open = false
+			}
+		}
+		if n := v.calls.Load(); n > 4 { // a straggler may have come later
+			t.Errorf("%d reports to a verifier that does not answer", n)
+		}
+	})
 	t.Run("R-PANIC", func(t *testing.T) {
 		w := newWorld(t)
 		token := w.token()
@@ -162,6 +243,33 @@ func TestAttack(t *testing.T) {
 		w.gone(nil)
 		if _, refusal := w.launch(token); refusal != nil {
 			t.Fatal(refusal)
+		}
+		w.running(token)
+	})
+	t.Run("R-PANIC/beside a hook", func(t *testing.T) {
+		// Another client's start turns out to be of another emulator, and ending it panics: hostd lives, there is no proof, and recovery ends the guest.
+		w := newWorld(t)
+		token := w.token()
+		if _, refusal := w.l.Arm(ctx, Request{ID: "arm", Token: token, Domain: guestXML(t), Action: proof.ActionStart, Arm: true}, quiet{}); refusal != nil {
+			t.Fatal(refusal)
+		}
+		w.process = func(p *Process) { p.Exe = "/tmp/evil" }
+		w.strikeAt("destroy", func() { panic("while it is ended") })
+		if err := w.startOther(guestUUID); err != nil {
+			t.Fatal(err)
+		}
+		if d := w.l.Book.Domain(guestUUID); d.State == StateProved || d.Proof != nil {
+			t.Fatalf("%+v", d)
+		}
+		if err := w.l.Recover(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if w.live[guestUUID] != nil {
+			t.Fatal("the guest runs on")
+		}
+		w.process = nil
+		if err := w.startOther(guestUUID); err != nil {
+			t.Fatal(err)
 		}
 		w.running(token)
 	})

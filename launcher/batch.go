@@ -2,9 +2,12 @@ package launcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
+
+	"troth/proof"
 )
 
 // linger is how long a batch waits for launches that are known to come; alone, a launch does not wait.
@@ -73,6 +76,14 @@ func (b *batcher[In, Out]) join(ctx context.Context, in In, arrived func()) (Out
 		var none Out
 		return none, ctx.Err()
 	}
+}
+
+// waited says of a launch whose time ended before the chip was through with its batch that the chip is busy.
+func waited(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*proof.Refusal)) {
+		return proof.Refuse(proof.TPMBusy, "the TPM did not come to it in time", proof.Fact{Name: "cause", Value: err.Error()})
+	}
+	return err
 }
 
 // run serves batches until nobody waits.

@@ -15,6 +15,19 @@ func (b *Book) Next(token proof.Digest) (previous *proof.Digest, attempt uint32)
 	return c.head, c.attempt + 1
 }
 
+// undone is the launch of a token and link that ended refused and of which no guest ran; nil: there is none.
+func (b *Book) undone(token, link proof.Digest) *Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, r := range b.launches {
+		if r.Token == token && r.Link == link && r.Reached == WroteRefused && r.Proof == nil {
+			c := *r
+			return &c
+		}
+	}
+	return nil
+}
+
 // Domain returns a copy of what is known of a domain, or nil.
 func (b *Book) Domain(uuid string) *Domain {
 	b.mu.Lock()

@@ -21,7 +21,7 @@ func (l *Launcher) Elsewhere(id domain.UUID, op string) *proof.Refusal {
 		var nonce [16]byte
 		rand.Read(nonce[:])
 		// The hook need not wait for the disk.
-		l.begun.Go(func() {
+		l.beside(func() {
 			entry := &Entry{What: WroteRefused, Launch: "hook-" + hex.EncodeToString(nonce[:]), UUID: id.String(), Name: d.Name, Refusal: why}
 			if err := l.Book.Write(entry); err != nil {
 				l.Log.Error("cannot keep the reason of a refusal", "uuid", id.String(), "error", err.Error())

@@ -3,6 +3,7 @@ package launcher
 import (
 	"context"
 	"errors"
+	"time"
 
 	"troth/proof"
 )
@@ -32,7 +33,14 @@ func (l *Launcher) tellToken(ctx context.Context, token proof.Digest) error {
 	return l.tell(ctx, func(e ChainEvent) bool { return e.Token == token })
 }
 
+// silence is the newest report that no verifier answered.
+type silence struct {
+	began time.Duration // on CLOCK_BOOTTIME
+	err   error         // nil: the newest report was answered
+}
+
 func (l *Launcher) tell(ctx context.Context, which func(ChainEvent) bool) error {
+	came := l.Clock.Boot()
 	l.telling.Lock()
 	defer l.telling.Unlock()
 	stuck := map[proof.Digest]bool{}
@@ -41,8 +49,16 @@ func (l *Launcher) tell(ctx context.Context, which func(ChainEvent) bool) error 
 		if stuck[e.Token] || !which(e) {
 			continue
 		}
+		if l.silent.err != nil && l.silent.began >= came {
+			return l.silent.err // somebody waited for the verifier in vain while we waited for our turn: not each of us as long again
+		}
+		began := l.Clock.Boot()
 		err := l.Verifier.Report(ctx, e)
 		var r *proof.Refusal
+		l.silent = silence{}
+		if errors.As(err, &r) && r.Code == proof.VerifierUnreachable && ctx.Err() == nil {
+			l.silent = silence{began, err}
+		}
 		switch {
 		case err == nil:
 		case !errors.As(err, &r) || r.Code == proof.VerifierUnreachable || ctx.Err() != nil:

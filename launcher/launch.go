@@ -185,7 +185,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	w.Step(StepQuote)
 	q := <-quoted
 	if q.err != nil {
-		return nil, Refusal(StepQuote, q.err)
+		return nil, Refusal(StepQuote, waited(q.err))
 	}
 	w.Step(StepProve)
 	proved, err := a.prove(q, released.Nonce)

@@ -36,6 +36,7 @@ type Launcher struct {
 	unseals *batcher[sealed, opened]
 	quotes  *batcher[quoteIn, quoteOut]
 	telling sync.Mutex
+	silent  silence // of the verifier; under telling
 	mu      sync.Mutex
 	busy    map[domain.UUID]bool
 	arms    map[domain.UUID]*armed

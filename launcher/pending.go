@@ -3,6 +3,8 @@ package launcher
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"time"
 
 	"troth/launcher/domain"
@@ -94,6 +96,18 @@ func (p *pending) ring() {
 	}
 }
 
+// beside runs what a hook does not wait for. After a panic the launch is not ended in the book: recovery undoes it, as after a crash.
+func (l *Launcher) beside(f func()) {
+	l.begun.Go(func() {
+		defer func() {
+			if p := recover(); p != nil {
+				l.Log.Error("panic beside a hook", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			}
+		}()
+		f()
+	})
+}
+
 // Wait waits for starts by other clients that are not at their end.
 func (l *Launcher) Wait() { l.begun.Wait() }
 
@@ -176,10 +190,10 @@ func (a *attempt) conclude(ctx context.Context, p *pending) *proof.Refusal {
 	select {
 	case q = <-p.quoted:
 	case <-ctx.Done():
-		return Refusal(StepQuote, ctx.Err())
+		return Refusal(StepQuote, waited(ctx.Err()))
 	}
 	if q.err != nil {
-		return Refusal(StepQuote, q.err)
+		return Refusal(StepQuote, waited(q.err))
 	}
 	proved, err := a.prove(q, p.released.Nonce)
 	if err != nil {

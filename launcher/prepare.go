@@ -60,16 +60,16 @@ func (l *Launcher) Prepare(ctx context.Context, id domain.UUID, xml []byte) *pro
 	if refusal != nil {
 		a.quoting()
 		// Undoing may ask libvirt, so not before the hook has its answer. Until then the domain is claimed.
-		l.begun.Go(func() {
+		l.beside(func() {
+			defer p.leave()
 			a.undo(context.Background(), refusal)
-			p.leave()
 		})
 		return refusal
 	}
 	l.mu.Lock()
 	l.pending[id] = p
 	l.mu.Unlock()
-	l.begun.Go(p.await)
+	l.beside(p.await)
 	return nil
 }
 

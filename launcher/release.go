@@ -28,14 +28,43 @@ func (a *attempt) obtain(ctx context.Context) (*proof.Released, *proof.Refusal) 
 				return nil, proof.First([]*proof.Refusal{refusal, Refusal(StepVerdict, err)})
 			}
 		case proof.TokenUsed:
-			// The chain was moved by another host: the verifier says which link is the last one.
-			if !a.follow(refusal) {
+			// The chain was moved by another host: the verifier says which link is the last one. Or by us, after all.
+			late, err := a.abortLate(ctx, refusal)
+			if err != nil {
+				return nil, Refusal(StepRelease, err)
+			}
+			if !late && !a.follow(refusal) {
 				return nil, refusal
 			}
 		default:
 			return nil, refusal
 		}
 	}
+}
+
+// abortLate aborts once more what the verifier has reserved for a launch of ours that is long undone: a slow verifier, or a slow network, may see a release
+// only after its abort, which then meant nothing to it. Only what our book knows as refused is aborted.
+func (a *attempt) abortLate(ctx context.Context, r *proof.Refusal) (bool, error) {
+	for _, f := range r.Facts {
+		if f.Name != "present link" {
+			continue
+		}
+		link, err := proof.ParseDigest(f.Value)
+		if err != nil {
+			return false, nil
+		}
+		old := a.Book.undone(a.facts.Token, link)
+		if old == nil {
+			return false, nil
+		}
+		a.Log.Warn("the verifier holds the token for a launch that was undone: it is told again", "launch", old.Launch, "attempt", old.Attempt)
+		event := ChainEvent{Token: old.Token, Link: old.Link, Event: EventAborted, Attempt: old.Attempt, Detail: "late"}
+		if err := a.owe(event); err != nil {
+			return false, err
+		}
+		return true, a.tellToken(ctx, a.facts.Token)
+	}
+	return false, nil
 }
 
 // follow takes the last link of the chain from a refusal that names it.
@@ -82,7 +111,7 @@ func (a *attempt) obtainOnce(ctx context.Context) (*proof.Released, *proof.Refus
 	a.w.Step(StepUnseal)
 	o, err := a.unseals.join(ctx, sealed{proof.ReceiptDigest(a.release.Receipt), a.release.Sealed}, a.unsealing)
 	if err != nil {
-		return nil, Refusal(StepUnseal, err)
+		return nil, Refusal(StepUnseal, waited(err))
 	}
 	if o.refusal != nil {
 		return nil, o.refusal

@@ -75,6 +75,9 @@ func (l *Launcher) putBack(ctx context.Context, r *Record, id domain.UUID, grant
 	if err := l.Book.Write(&Entry{What: WroteRefused, Launch: r.Launch, UUID: r.UUID, Refusal: r.Refusal, Unmoved: unmoved, Used: r.usedUp()}); err != nil {
 		return err
 	}
+	if r.Refusal != nil && r.Refusal.Code == proof.VerifierUnreachable {
+		return nil // it did not answer just now; whoever waits for the refusal need not wait for that again
+	}
 	if err := l.Tell(ctx); err != nil {
 		l.Log.Warn("cannot tell the verifier that a link was aborted, it will be tried again", "launch", r.Launch, "error", err.Error())
 	}

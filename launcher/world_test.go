@@ -79,6 +79,8 @@ type world struct {
 	epoch    *Epoch
 	boot     time.Duration
 	heldBack error // Hold's answer
+	late     bool  // releases are not answered, and arrive when arrives is called
+	arrives  func() error
 	renewed  func(w *world) error
 	chains   map[proof.Digest]*fakeChain
 	unseals  int
@@ -278,7 +280,11 @@ func (w *world) Quote(_ context.Context, _ pcr.Selection, extra []byte) (q tpm.Q
 }
 
 // Release is the verifier: chains as chain.go of package verifier has them, as far as launches see them.
-func (w *world) Release(_ context.Context, text string, statement []byte) (out Release, err error) {
+func (w *world) Release(ctx context.Context, text string, statement []byte) (out Release, err error) {
+	if w.late {
+		w.arrives = func() error { _, err := w.Release(ctx, text, statement); return err }
+		return out, proof.Refuse(proof.VerifierUnreachable, "no verifier answers")
+	}
 	defer w.released.Add(1)
 	err = w.call("release", func() error {
 		w.mu.Lock()
@@ -309,7 +315,7 @@ func (w *world) Release(_ context.Context, text string, statement []byte) (out R
 			out = c.answer
 			return nil
 		case c.state == "reserved" || c.state == "open" || c.state == "broken":
-			return proof.Refuse(proof.TokenUsed, "another launch holds the token")
+			return proof.Refuse(proof.TokenUsed, "another launch holds the token", proof.Fact{Name: "present link", Value: c.link.String()})
 		case (c.state == "saved") != (s.Action == proof.ActionRestore):
 			return proof.Refuse(proof.TokenUsed, "the chain does not allow "+s.Action+" now")
 		case c.state == "saved" && *s.SavedImage != c.image:
@@ -388,9 +394,3 @@ func (w *world) Report(_ context.Context, e ChainEvent) error {
 		return nil
 	})
 }
-
-type quiet struct{}
-
-func (quiet) Step(string)           {}
-func (quiet) Domain(string, string) {}
-func (quiet) Hashed(int64, int64)   {}

@@ -103,6 +103,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			defer c.Close()
+			defer func() {
+				if p := recover(); p != nil { // before it was judged: no answer is no permit
+					s.report(fmt.Errorf("panic over a question: %v", p))
+				}
+			}()
 			if err := s.serve(ctx, c); err != nil {
 				s.report(err)
 			}

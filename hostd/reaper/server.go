@@ -67,6 +67,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		work.Go(func() {
 			defer func() { <-slots }()
 			defer c.Close()
+			defer func() {
+				if p := recover(); p != nil { // nothing is ended on its account, and the next one is served
+					s.Log.Error("panic over a request", "panic", fmt.Sprint(p))
+				}
+			}()
 			if err := s.serve(c); err != nil {
 				s.Log.Warn("request not served", "error", err.Error())
 			}

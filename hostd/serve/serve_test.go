@@ -336,7 +336,7 @@ func TestStatusSaysWhatToMend(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	if fmt.Sprint(names) != "[tpm dynamic-launch verifier verdict libvirt hook registry strays]" || s.Conditions[0].Code == nil || *s.Conditions[0].Code != string(proof.TPMUnavailable) || s.State != hostd.Unknown {
+	if fmt.Sprint(names) != "[tpm dynamic-launch verifier verdict libvirt hook registry strays workers]" || s.Conditions[0].Code == nil || *s.Conditions[0].Code != string(proof.TPMUnavailable) || s.State != hostd.Unknown {
 		t.Errorf("%+v", s)
 	}
 	resp, b := r.must(r.client(), "GET", r.url("/readyz"), "")

@@ -2,23 +2,18 @@ package cast
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"troth/test/lab"
 )
@@ -40,7 +35,7 @@ type Relay struct {
 
 // NewRelay starts a relay between h and the verifier, at an address of its own outside the hosts.
 func NewRelay(l *lab.Lab, h *lab.Host, port int) (*Relay, error) {
-	listener, err := listenIn(l.Outside.PID(), fmt.Sprintf("%s:%d", l.Outside.Address, port))
+	listener, err := l.Outside.Listen(fmt.Sprintf("%s:%d", l.Outside.Address, port))
 	if err != nil {
 		return nil, err
 	}
@@ -181,32 +176,6 @@ func (r *Relay) modify(a *http.Response) error {
 	a.ContentLength = int64(len(body))
 	a.Header.Set("Content-Length", fmt.Sprint(len(body)))
 	return nil
-}
-
-// listenIn opens a listening socket in the network namespace of a process: a socket stays in the namespace it was made in.
-func listenIn(pid int, address string) (net.Listener, error) {
-	type result struct {
-		l   net.Listener
-		err error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is in another namespace and ends with this goroutine
-		l, err := func() (net.Listener, error) {
-			f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-			if err != nil {
-				return nil, fmt.Errorf("cannot open the network of process %d: %w", pid, err)
-			}
-			defer f.Close()
-			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-				return nil, fmt.Errorf("cannot enter the network of process %d: %w", pid, err)
-			}
-			return (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
-		}()
-		done <- result{l, err}
-	}()
-	r := <-done
-	return r.l, r.err
 }
 
 // Through makes a host call the relay instead of the verifier. hostd must be started after it.

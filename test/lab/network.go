@@ -197,3 +197,29 @@ func hostName(i int) string { return fmt.Sprintf("host%d", i) }
 
 // errNotOwner is what a lab says that was attached to, when asked for what only its owner can do.
 var errNotOwner = errors.New("only the program that built the lab can do that")
+
+// Listen opens a listening socket in the node's network namespace: a socket stays in the namespace it was made in.
+func (n *Node) Listen(address string) (net.Listener, error) {
+	type result struct {
+		l   net.Listener
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is in another namespace and ends with this goroutine
+		l, err := func() (net.Listener, error) {
+			f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n.pid))
+			if err != nil {
+				return nil, fmt.Errorf("cannot open the network namespace of %s: %w", n.Name, err)
+			}
+			defer f.Close()
+			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+				return nil, fmt.Errorf("cannot enter the network namespace of %s: %w", n.Name, err)
+			}
+			return (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
+		}()
+		done <- result{l, err}
+	}()
+	r := <-done
+	return r.l, r.err
+}

@@ -43,7 +43,12 @@ func (h *Host) StartTPM(ctx context.Context) error {
 			return fmt.Errorf("cannot manufacture the TPM of %s: %w", h.Name, err)
 		}
 	}
-	if err := h.start(ctx, "swtpm", txt.Command(h.tpmDir()).Args...); err != nil {
+	return h.serveTPM(ctx, txt.Command(h.tpmDir()).Args)
+}
+
+// serveTPM starts swtpm and gives its sockets to those who use a TPM.
+func (h *Host) serveTPM(ctx context.Context, argv []string) error {
+	if err := h.start(ctx, "swtpm", argv...); err != nil {
 		return err
 	}
 	if err := h.await(ctx, "swtpm", func() error { _, err := txt.Attach(h.tpmDir()); return err }); err != nil {
@@ -57,6 +62,26 @@ func (h *Host) StartTPM(ctx context.Context) error {
 
 // KillTPM takes the TPM away: its sockets refuse connections.
 func (h *Host) KillTPM(ctx context.Context) error { return h.stop(ctx, "swtpm", syscall.SIGKILL) }
+
+// PauseTPM holds the TPM where it is, or lets it go on: it takes commands and answers none.
+func (h *Host) PauseTPM(ctx context.Context, hold bool) error {
+	sig := syscall.SIGCONT
+	if hold {
+		sig = syscall.SIGSTOP
+	}
+	return h.signal(ctx, "swtpm", sig)
+}
+
+// ReplaceTPM puts another process in swtpm's place, with all of its state: the TPM was away for a moment, and nothing has happened to it.
+func (h *Host) ReplaceTPM(ctx context.Context) error {
+	if err := h.withTPM((*txt.TPM).Keep); err != nil {
+		return err
+	}
+	if err := h.KillTPM(ctx); err != nil {
+		return err
+	}
+	return h.serveTPM(ctx, txt.Resume(h.tpmDir()).Args)
+}
 
 // TPM is the host's software TPM, for whatever the methods below do not do.
 func (h *Host) TPM() (*txt.TPM, error) { return txt.Attach(h.tpmDir()) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -114,7 +115,7 @@ func (s *stage) launched(ctx context.Context, ts *testscript.TestScript, neg boo
 }
 
 // tpm does something to a host's TPM.
-func (s *stage) tpm(ts *testscript.TestScript, neg bool, args []string) {
+func (s *stage) tpm(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 2)
 	h := s.host(ts, args[0])
 	var err error
@@ -131,6 +132,18 @@ func (s *stage) tpm(ts *testscript.TestScript, neg bool, args []string) {
 		err = h.Reset()
 	case "s3":
 		err = h.S3()
+	case "kill":
+		err = h.KillTPM(ctx)
+	case "start":
+		ts.Check(s.unmask())
+		err = h.StartTPM(ctx)
+	case "hold", "go":
+		err = h.PauseTPM(ctx, args[1] == "hold")
+	case "replace":
+		err = h.ReplaceTPM(ctx)
+	case "hangup", "babble":
+		ts.Check(h.KillTPM(ctx))
+		err = s.mask(args[1], func() (net.Listener, error) { return listenAt(h.TPMSocket()) })
 	default:
 		ts.Fatalf("tpm: what is %q?", args[1])
 	}
@@ -158,10 +171,27 @@ func (s *stage) daemon(ctx context.Context, ts *testscript.TestScript, neg bool,
 func (s *stage) verifier(ctx context.Context, ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg, args, 1)
 	v := s.lab.Verifier
+	masked := func(how string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			if err := v.Stop(ctx); err != nil {
+				return err
+			}
+			return s.mask(how, func() (net.Listener, error) { return v.Listen(":8443") })
+		}
+	}
 	do := map[string]func(context.Context) error{
-		"start": v.Start, "stop": v.Stop,
+		"stop": v.Stop,
+		"start": func(ctx context.Context) error {
+			if err := s.unmask(); err != nil {
+				return err
+			}
+			return v.Start(ctx)
+		},
+		"hangup": masked("hangup"), "babble": masked("babble"),
 		"hold": func(ctx context.Context) error { return v.Pause(ctx, true) },
 		"go":   func(ctx context.Context) error { return v.Pause(ctx, false) },
+		"cut":  func(context.Context) error { return v.Cut(true) },
+		"join": func(context.Context) error { return v.Cut(false) },
 	}[args[0]]
 	if do == nil {
 		ts.Fatalf("verifier: what is %q?", args[0])

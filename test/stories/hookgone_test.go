@@ -2,6 +2,8 @@ package stories
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -23,6 +25,37 @@ func TestAttack(t *testing.T) {
 			testscript.RunT(oneByOne{t}, testscript.Params{Dir: dir, Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
 		})
 	}
+	// What hostd depends on goes away: one host for all of it, which waits less long than others do.
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	defer cancel()
+	s := newStage(ctx, t, lab.Options{})
+	if err := s.impatient(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for id, dir := range map[string]string{"L-AUTOSTART": "testdata/autostart", "R-VERDOWN": "testdata/verdown", "R-TPMDOWN": "testdata/tpmdown"} {
+		t.Run(id, func(t *testing.T) {
+			testscript.RunT(oneByOne{t}, testscript.Params{Dir: dir, Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
+		})
+	}
+}
+
+// impatient lets hostd wait 3 s for verifier and TPM, so that the stories of their absence are short.
+func (s *stage) impatient(ctx context.Context) error {
+	h := s.lab.Host(1)
+	if err := h.StopHostd(ctx); err != nil {
+		return err
+	}
+	dir := h.Path("/etc/troth/hostd.toml.d")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "impatient.toml"), []byte("[verifier]\ntimeout = \"3s\"\n[tpm]\ntimeout = \"3s\"\n"), 0o644); err != nil {
+		return err
+	}
+	if err := h.StartHostd(ctx); err != nil {
+		return err
+	}
+	return h.AwaitReady(ctx)
 }
 
 // newStage builds a lab for stories; it stays when one of them went wrong.

@@ -9,8 +9,9 @@
 //	token NAME [ARGS...]             let the tenant make NAME.token and NAME.key, pinned to the lab's guest
 //	launched NAME UUID               launch NAME.xml with NAME.token; the proof is NAME.proof
 //	tpm HOST boot|relaunch|other|reset|s3  what happens to a host's TPM; other launches another kernel
+//	tpm HOST kill|start|hold|go|replace|hangup|babble  its process; replace keeps its state; hangup and babble put one in its place that closes or answers garbage
 //	hostd|libvirtd HOST start|stop|kill|hold|go|reload  hold and go for hostd, reload for libvirtd
-//	verifier hold|go|stop|start
+//	verifier hold|go|stop|start|cut|join|hangup|babble  cut and join its network; hangup and babble as for a TPM
 //	settles HOST                     wait until the host is ready again
 //	eventually N PERSON ARGS...      exits, tried for 15 s: a host notices a change of its own state within an epoch
 //	says PATTERN PERSON ARGS...      the same, until what is printed matches
@@ -23,6 +24,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -62,7 +64,8 @@ func (o oneByOne) Verbose() bool { return testing.Verbose() }
 type stage struct {
 	lab     *lab.Lab
 	profile string
-	printed string // by the newest command of a person
+	printed string       // by the newest command of a person
+	masks   net.Listener // who stands in a daemon's place; nil: nobody
 }
 
 // pin finds the digest of the profile that the lab's hosts meet.
@@ -83,6 +86,7 @@ func (s *stage) setUp(e *testscript.Env) error {
 	e.Setenv("INITRD", filepath.Join(g.Outside, "initrd"))
 	e.Setenv("CMDLINE", g.CommandLine)
 	e.Setenv("SHARED", g.Outside)
+	e.Setenv("LIBVIRTD_LOG", s.lab.Host(1).Log("libvirtd"))
 	e.Setenv("INSIDE", filepath.Dir(g.Kernel))
 	for _, role := range []lab.Role{lab.RoleOperator, lab.RoleTenant, lab.RoleEngine} {
 		p, err := cast.New(s.lab, role, e.WorkDir)
@@ -150,7 +154,7 @@ func (s *stage) commands(ctx context.Context) map[string]command {
 		"guest":      func(ts *testscript.TestScript, neg bool, args []string) { s.guest(ts, neg, args) },
 		"token":      func(ts *testscript.TestScript, neg bool, args []string) { s.token(ctx, ts, neg, args) },
 		"launched":   func(ts *testscript.TestScript, neg bool, args []string) { s.launched(ctx, ts, neg, args) },
-		"tpm":        func(ts *testscript.TestScript, neg bool, args []string) { s.tpm(ts, neg, args) },
+		"tpm":        func(ts *testscript.TestScript, neg bool, args []string) { s.tpm(ctx, ts, neg, args) },
 		"hostd":      func(ts *testscript.TestScript, neg bool, args []string) { s.daemon(ctx, ts, neg, "hostd", args) },
 		"libvirtd":   func(ts *testscript.TestScript, neg bool, args []string) { s.daemon(ctx, ts, neg, "libvirtd", args) },
 		"verifier":   func(ts *testscript.TestScript, neg bool, args []string) { s.verifier(ctx, ts, neg, args) },

@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,9 +25,35 @@ import (
 
 func TestAttack(t *testing.T) {
 	for id, run := range map[string]func(*testing.T){
-		"N-ROUTES": attackRoutes, "N-RESUME": attackResume, "N-SSRF": attackSSRF, "X-SLOW": attackSlow, "X-JSON": attackJSON, "X-LOG": attackLogs,
+		"N-ROUTES": attackRoutes, "N-RESUME": attackResume, "N-SSRF": attackSSRF, "X-SLOW": attackSlow, "X-JSON": attackJSON, "X-LOG": attackLogs, "R-PANIC": attackPanic,
 	} {
 		t.Run(id, run)
+	}
+}
+
+// attackPanic: a panic over a request is that caller's trouble: internal, which nobody takes for a verdict or a release. One in the middle of an answer
+// ends the answer there, which is no document.
+func attackPanic(t *testing.T) {
+	s := &server{log: slog.New(slog.DiscardHandler)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /early", func(http.ResponseWriter, *http.Request) { panic("over a request") })
+	mux.HandleFunc("POST /late", func(w http.ResponseWriter, _ *http.Request) {
+		if _, err := io.WriteString(w, `{"verdict":"`); err != nil {
+			t.Error(err)
+		}
+		panic("over an answer")
+	})
+	h := s.outer(mux)
+	early := httptest.NewRecorder()
+	h.ServeHTTP(early, httptest.NewRequest(http.MethodPost, "/early", nil))
+	var p api.Problem
+	if err := json.Unmarshal(early.Body.Bytes(), &p); err != nil || early.Code != http.StatusInternalServerError || p.Code != proof.Internal {
+		t.Errorf("%d %s: %v", early.Code, early.Body, err)
+	}
+	late := httptest.NewRecorder()
+	h.ServeHTTP(late, httptest.NewRequest(http.MethodPost, "/late", nil))
+	if json.Valid(late.Body.Bytes()) {
+		t.Errorf("a document was made of half an answer: %s", late.Body)
 	}
 }
 

@@ -105,6 +105,29 @@ func Command(dir string) *exec.Cmd {
 		"--flags", "startup-clear,not-need-init", "--locality", "allow-set-locality")
 }
 
+// Resume returns the command that goes on with the TPM in dir from the whole state that Keep left: nothing has happened to that TPM.
+func Resume(dir string) *exec.Cmd {
+	c := Command(dir)
+	for i, a := range c.Args {
+		if a == "startup-clear,not-need-init" {
+			c.Args[i] = "not-need-init"
+		}
+	}
+	return c
+}
+
+// Keep writes the TPM's volatile state beside its permanent one (CMD_STORE_VOLATILE): whoever starts it next goes on from there, once.
+func (t *TPM) Keep() error {
+	r, err := exchange(t.Control(), []byte{0, 0, 0, 0x0a}, 4)
+	if err == nil && !bytes.Equal(r, make([]byte, 4)) {
+		err = fmt.Errorf("result %x", r)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot keep the TPM's state: %w", err)
+	}
+	return nil
+}
+
 // Start starts a TPM in dir as a power-on does, after Prepare with an authority in dir if there is none yet. The
 // TPM shows no dynamic launch until Boot.
 func Start(ctx context.Context, dir string) (*TPM, error) {
