@@ -109,10 +109,21 @@ func compareOpen(before, now []File) *proof.Refusal {
 	return nil
 }
 
-// replaced: the proved guest is gone while another runs under its UUID. That other one has no grant.
+// replaced: the proved guest is gone while another runs under its UUID. That other one has no grant. It has to be seen: that the proved one was not
+// seen once ends nobody's guest.
 func (l *Launcher) replaced(ctx context.Context, d *Domain, id domain.UUID) (*proof.Refusal, error) {
 	if live, err := l.Virt.Live(ctx, id); err != nil || live == nil {
 		return nil, err // it is only just ending
+	}
+	if runs, err := l.Virt.Runs(ctx, id); err != nil || !runs {
+		return nil, err // so it is, and libvirt has not noticed yet
+	}
+	other, err := l.Virt.Process(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("cannot tell what runs in place of a proved guest: %w", err)
+	}
+	if d.Grant.Holds(other.PID, other.Start) {
+		return nil, fmt.Errorf("process %d was not seen, and then was", other.PID)
 	}
 	return proof.Refuse(proof.GrantMissing, "the proved guest is gone, and another one was started under its UUID", proof.Fact{Name: "pid", Value: fmt.Sprint(d.Grant.PID)}), nil
 }

@@ -270,3 +270,42 @@ func TestReplaced(t *testing.T) {
 	}
 	w.running(token)
 }
+
+// TestUnseenOnce: a guest whose process was not seen once is neither replaced nor a stray: it runs on, proved.
+func TestUnseenOnce(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	token := w.token()
+	if _, refusal := w.launch(token); refusal != nil {
+		t.Fatal(refusal)
+	}
+	w.unseen = 1
+	if err := w.l.Watch(ctx, guestUUID); err == nil {
+		t.Error("what could not be decided was not said")
+	}
+	if err := w.l.Stray(ctx, guestUUID); err != nil {
+		t.Fatal(err)
+	}
+	w.running(token)
+	// libvirt has not noticed its end yet.
+	w.unseen = 1
+	w.around = func(name string, do func() error) error {
+		if name != "runs" {
+			return do()
+		}
+		w.mu.Lock()
+		live := w.live[guestUUID]
+		delete(w.live, guestUUID)
+		w.mu.Unlock()
+		err := do()
+		w.mu.Lock()
+		w.live[guestUUID] = live
+		w.mu.Unlock()
+		return err
+	}
+	if err := w.l.Watch(ctx, guestUUID); err != nil {
+		t.Fatal(err)
+	}
+	w.around = nil
+	w.running(token)
+}

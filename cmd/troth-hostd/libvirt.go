@@ -216,14 +216,8 @@ func process(p *virt.Process) *launcher.Process {
 
 // Runs looks at the processes alone: a hook may be waiting, and libvirt would make us wait for it.
 func (l *libvirtd) Runs(_ context.Context, id domain.UUID) (bool, error) {
-	_, err := virt.FindProcess(id.String())
-	switch {
-	case errors.Is(err, virt.ErrNoProcess):
-		return false, nil
-	case errors.Is(err, virt.ErrManyProcesses):
-		return true, nil
-	}
-	return err == nil, err
+	n, err := virt.Processes(id.String())
+	return n > 0, err
 }
 
 func file(f virt.File) launcher.File {

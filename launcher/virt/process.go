@@ -46,11 +46,31 @@ type Process struct {
 func FindProcess(uuid string) (*Process, error) { return findProcess("/proc", uuid) }
 
 func findProcess(proc, uuid string) (*Process, error) {
+	found, err := processes(proc, uuid)
+	if err != nil {
+		return nil, err
+	}
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("%w: %s", ErrNoProcess, uuid)
+	case 1:
+		return readProcess(proc, found[0])
+	}
+	return nil, fmt.Errorf("%w: %s: pids %v", ErrManyProcesses, uuid, found)
+}
+
+// Processes counts the emulators that run the domain. It looks at no descriptor: that one is closed meanwhile makes nobody seem to have ended.
+func Processes(uuid string) (int, error) {
+	found, err := processes("/proc", uuid)
+	return len(found), err
+}
+
+// processes lists the numbers of the emulators that run the domain.
+func processes(proc, uuid string) (found []int, err error) {
 	dirs, err := os.ReadDir(proc)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list processes: %w", err)
 	}
-	var found []int
 	for _, d := range dirs {
 		pid, err := strconv.Atoi(d.Name())
 		if err != nil {
@@ -64,13 +84,7 @@ func findProcess(proc, uuid string) (*Process, error) {
 			found = append(found, pid)
 		}
 	}
-	switch len(found) {
-	case 0:
-		return nil, fmt.Errorf("%w: %s", ErrNoProcess, uuid)
-	case 1:
-		return readProcess(proc, found[0])
-	}
-	return nil, fmt.Errorf("%w: %s: pids %v", ErrManyProcesses, uuid, found)
+	return found, nil
 }
 
 // runs says whether the process is an emulator with this UUID: by its executable's name, so that nobody takes part
@@ -98,16 +112,20 @@ func arguments(dir string) ([]string, error) {
 
 func readProcess(proc string, pid int) (*Process, error) {
 	dir := filepath.Join(proc, strconv.Itoa(pid))
+	p := &Process{PID: pid}
+	// Only the process's own end makes it none: whatever else was not there a moment ago may be back, and nobody could look.
 	fail := func(what string, err error) (*Process, error) {
-		if emulator.Gone(err) {
+		if ended(dir, p.Start) {
 			err = errors.Join(ErrNoProcess, err)
 		}
 		return nil, fmt.Errorf("cannot read %s of process %d: %w", what, pid, err)
 	}
-	p := &Process{PID: pid}
 	var err error
 	if p.Start, err = emulator.StartTime(dir); err != nil {
-		return fail("start time", err)
+		if emulator.Gone(err) {
+			err = errors.Join(ErrNoProcess, err)
+		}
+		return nil, fmt.Errorf("cannot read start time of process %d: %w", pid, err)
 	}
 	var st syscall.Stat_t
 	if err := syscall.Stat(dir, &st); err != nil {
@@ -128,9 +146,22 @@ func readProcess(proc string, pid int) (*Process, error) {
 	}
 	// The same process from first to last.
 	if again, err := emulator.StartTime(dir); err != nil || again != p.Start {
-		return fail("start time", errors.Join(ErrNoProcess, err))
+		return fail("start time", errors.Join(err, errors.New("it was started at another time than it was a moment ago")))
 	}
 	return p, nil
+}
+
+// ended says that the process which was started then is over. One that is over and that nobody has waited for still has a folder, with little in it.
+func ended(dir string, start uint64) bool {
+	again, err := emulator.StartTime(dir)
+	if err != nil {
+		return emulator.Gone(err)
+	}
+	if again != start {
+		return true
+	}
+	over, err := emulator.Over(dir)
+	return over && err == nil
 }
 
 // Loads is the option by which QEMU takes the guest's memory from elsewhere instead of booting it, without its value: an incoming migration, which is how
@@ -167,10 +198,13 @@ func openFiles(dir string) ([]File, error) {
 		if f == nil {
 			continue
 		}
-		if f.Path, err = os.Readlink(link); err != nil {
-			return nil, err
+		if f.Path, err = os.Readlink(link); err == nil {
+			f.Writable, err = writable(dir, fd.Name())
 		}
-		if f.Writable, err = writable(dir, fd.Name()); err != nil {
+		if emulator.Gone(err) {
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
 		files = append(files, *f)
