@@ -73,16 +73,36 @@ func (l *Launcher) drift(ctx context.Context, d *Domain, id domain.UUID) (*proof
 		}
 		l.good(id, sum)
 	}
+	return l.unlike(ctx, id, d.Grant, p)
+}
+
+// unlike says what libvirt knows of that was done to the guest since it was granted, and what its process has open now; nil: nothing else than then.
+func (l *Launcher) unlike(ctx context.Context, id domain.UUID, g *Grant, p *Process) (*proof.Refusal, error) {
 	taints, err := l.Virt.Taints(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range taints {
-		if !slices.Contains(d.Grant.Taints, t) {
+		if !slices.Contains(g.Taints, t) {
 			return proof.Refuse(proof.ConfigurationChanged, "somebody reached into the guest behind libvirt's back", proof.Fact{Name: "taint", Value: t}), nil
 		}
 	}
-	return compareOpen(d.Grant.Open, p.Open), nil
+	return compareOpen(g.Open, p.Open), nil
+}
+
+// differs says in what the guest that runs is not the one of the grant; nil: it is that one. Definition, process, and last what was done to it.
+func (l *Launcher) differs(ctx context.Context, id domain.UUID, live []byte, want *domain.Config, g *Grant) (*proof.Refusal, error) {
+	if err := compareLive(live, want, g.added()); err != nil {
+		return changed(err), nil
+	}
+	p, err := l.Virt.ProcessAt(ctx, g.PID, g.Start)
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		return proof.Refuse(proof.ConfigurationChanged, "the process that was compared is gone", proof.Fact{Name: "pid", Value: fmt.Sprint(g.PID)}), nil
+	}
+	return l.unlike(ctx, id, g, p)
 }
 
 // changed makes a refusal of a comparison's error. A live definition that cannot be read any more has something in it that no trusted domain has.

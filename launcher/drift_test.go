@@ -34,6 +34,9 @@ func (w *world) confirmation() proof.Digest {
 	return sha256.Sum256(der)
 }
 
+// monitored is libvirt's word for a monitor command of another client.
+const monitored = "tainted: custom monitor control commands issued"
+
 func onTrustLost(reaction string) func(*proof.Token) {
 	return func(t *proof.Token) { t.OnTrustLost = reaction }
 }
@@ -64,7 +67,7 @@ var drifts = map[string]struct {
 			return bytes.Replace(xml, []byte("</devices>"), []byte("<hub type='usb'/></devices>"), 1)
 		}
 	}, "may not have"},
-	"monitor command": {func(w *world) { w.taints = []string{"tainted: custom monitor control commands issued"} }, "monitor"},
+	"monitor command": {func(w *world) { w.taints = []string{monitored} }, "monitor"},
 	"file opened": {func(w *world) {
 		w.process = func(p *Process) { p.Open = append(p.Open, File{Path: "/srv/copy.raw", Dev: 9, Ino: 9}) }
 	}, "/srv/copy.raw"},
@@ -147,7 +150,7 @@ func TestTrustLost(t *testing.T) {
 			if _, refusal := w.launch(token); refusal != nil {
 				t.Fatal(refusal)
 			}
-			w.taints = []string{"tainted: custom monitor control commands issued"}
+			w.taints = []string{monitored}
 			look := func() {
 				t.Helper()
 				if err := w.l.Watch(ctx, guestUUID); err != nil {
@@ -193,7 +196,7 @@ func TestDriftFaults(t *testing.T) {
 		if _, refusal := w.launch(token); refusal != nil {
 			t.Fatal(refusal)
 		}
-		w.taints = []string{"tainted: custom monitor control commands issued"}
+		w.taints = []string{monitored}
 		w.heal()
 		return w, token
 	}

@@ -181,6 +181,9 @@ func (a *attempt) conclude(ctx context.Context, p *pending) *proof.Refusal {
 	if q.err != nil {
 		return Refusal(StepQuote, q.err)
 	}
+	if err := a.still(ctx); err != nil {
+		return Refusal(StepProve, err)
+	}
 	proved, err := a.prove(q, p.released.Nonce)
 	if err != nil {
 		return Refusal(StepProve, err)

@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -203,7 +205,7 @@ func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err erro
 		if err != nil {
 			return err
 		}
-		p = &Process{PID: 42, Exe: "/usr/bin/qemu-system-x86_64"}
+		p = &Process{PID: numberOf(id.String()), Exe: "/usr/bin/qemu-system-x86_64"}
 		if w.loaded[id.String()] != "" {
 			p.Loads = "-incoming"
 		}
@@ -244,15 +246,28 @@ func (w *world) ProcessAt(ctx context.Context, pid int, start uint64) (*Process,
 		w.unseen--
 		return nil, nil
 	}
-	id, err := domain.ParseUUID(guestUUID)
-	if err != nil {
-		return nil, err
+	w.mu.Lock()
+	all := slices.Collect(maps.Keys(w.live))
+	w.mu.Unlock()
+	for _, uuid := range all {
+		if numberOf(uuid) != pid {
+			continue
+		}
+		p, err := w.Process(ctx, mustUUID(uuid))
+		if err != nil || p.PID != pid || p.Start != start {
+			return nil, err
+		}
+		return p, nil
 	}
-	p, err := w.Process(ctx, id)
-	if err != nil || p.PID != pid || p.Start != start {
-		return nil, err
+	return nil, nil
+}
+
+// numberOf is the number of a guest's process.
+func numberOf(uuid string) int {
+	if uuid == guestUUID {
+		return 42
 	}
-	return p, nil
+	return 100 + int(inode(uuid))
 }
 
 func (w *world) Taints(_ context.Context, id domain.UUID) (all []string, err error) {

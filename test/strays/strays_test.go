@@ -311,6 +311,8 @@ func (s *stage) hotplug(ctx context.Context, t *testing.T) {
 }
 
 func (s *stage) monitor(ctx context.Context, t *testing.T) {
+	t.Run("while it is launched", func(t *testing.T) { s.whileLaunched(ctx, t) })
+	t.Run("while another client starts it", func(t *testing.T) { s.whileStarted(ctx, t) })
 	for _, reaction := range []string{proof.TrustLostReport, proof.TrustLostPause, proof.TrustLostDestroy} {
 		t.Run(reaction, func(t *testing.T) {
 			s.breaks(ctx, t, reaction, "monitor", virsh+"qemu-monitor-command @NAME@ --hmp info version")
