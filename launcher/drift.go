@@ -90,8 +90,9 @@ func (l *Launcher) unlike(ctx context.Context, id domain.UUID, g *Grant, p *Proc
 	return compareOpen(g.Open, p.Open), nil
 }
 
-// differs says in what the guest that runs is not the one of the grant; nil: it is that one. Definition, process, and last what was done to it.
-func (l *Launcher) differs(ctx context.Context, id domain.UUID, live []byte, want *domain.Config, g *Grant) (*proof.Refusal, error) {
+// differs says in what the guest that runs is not the one of the grant; nil: it is that one. Definition, process, and last what was done to it. restored: it goes on
+// from a save image.
+func (l *Launcher) differs(ctx context.Context, id domain.UUID, live []byte, want *domain.Config, g *Grant, restored bool) (*proof.Refusal, error) {
 	if err := compareLive(live, want, g.added()); err != nil {
 		return changed(err), nil
 	}
@@ -101,6 +102,9 @@ func (l *Launcher) differs(ctx context.Context, id domain.UUID, live []byte, wan
 	}
 	if p == nil {
 		return proof.Refuse(proof.ConfigurationChanged, "the process that was compared is gone", proof.Fact{Name: "pid", Value: fmt.Sprint(g.PID)}), nil
+	}
+	if refusal := compareLoads(p, restored); refusal != nil {
+		return refusal, nil
 	}
 	return l.unlike(ctx, id, g, p)
 }

@@ -338,7 +338,7 @@ func (a *attempt) still(ctx context.Context) error {
 	if live == nil {
 		return proof.Refuse(proof.ConfigurationChanged, "the domain that was created does not run any more")
 	}
-	refusal, err := a.differs(ctx, a.permit.uuid, live, a.config, a.grant)
+	refusal, err := a.differs(ctx, a.permit.uuid, live, a.config, a.grant, a.saved != nil)
 	if refusal != nil {
 		return refusal
 	}

@@ -247,8 +247,8 @@ func (l *Launcher) recover(ctx context.Context, r *Record, id domain.UUID) error
 	return l.putBack(ctx, r, id, r.Granted, false)
 }
 
-// resumeProved lets a guest run whose proof was in the journal when hostd stopped. Compared once more, since time has passed:
-// another guest under this UUID is not the one that was proved.
+// resumeProved lets a guest run whose proof was in the journal when hostd stopped. Compared once more, since time has passed: another guest under this UUID is
+// not the one that was proved, nor is one that somebody reached into. What runs has to be that very process, with its launch id.
 func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) (bool, error) {
 	live, err := l.Virt.Live(ctx, id)
 	if err != nil || live == nil {
@@ -258,16 +258,14 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 	if err != nil {
 		return false, err
 	}
-	got, err := domain.Read(live, domain.Live)
-	if err == nil {
-		err = domain.Compare(want, got)
+	differs := proof.Refuse(proof.ConfigurationChanged, "nothing was kept of the guest that was proved, so that what was found cannot be compared with it")
+	if r.Grant != nil {
+		if differs, err = l.differs(ctx, id, live, want, r.Grant, r.Image != nil); err != nil {
+			return false, err
+		}
 	}
-	ours := got != nil && (r.Mode == proof.ModeHook) == (got.Added.LaunchID == [32]byte{})
-	if err == nil && (!got.Mark || !ours) {
-		err = proof.Refuse(proof.ConfigurationChanged, "the guest that was found was not started by a launch")
-	}
-	if err != nil {
-		r.Refusal = Refusal(StepCompare, err)
+	if differs != nil {
+		r.Refusal = differs
 		return false, nil
 	}
 	if err := l.Virt.Resume(ctx, id); err != nil {
