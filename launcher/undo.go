@@ -278,12 +278,12 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 // Stray ends a guest of a launch that was refused: when libvirt did not answer in time, the guest may have come up after the launch was undone.
 // Only a live launch id, which nobody but a launch writes, makes a guest one of ours.
 func (l *Launcher) Stray(ctx context.Context, uuid string) error {
-	d, id, refusal := l.known(uuid)
-	if refusal != nil || (d.State != StateRefused && d.State != StateStopped && d.State != StateSaved) {
+	_, id, refusal := l.known(uuid)
+	if refusal != nil {
 		return nil
 	}
 	turn, ok := l.turn(id)
-	if !ok {
+	if !ok || !l.mayBeStray(uuid) {
 		return nil
 	}
 	live, err := l.Virt.Live(ctx, id)
@@ -299,6 +299,15 @@ func (l *Launcher) Stray(ctx context.Context, uuid string) error {
 		return nil
 	}
 	defer free()
-	l.Log.Warn("ending a guest of a launch that was refused", "uuid", uuid, "launch", d.Launch)
+	if !l.mayBeStray(uuid) {
+		return nil
+	}
+	l.Log.Warn("ending a guest of a launch that was refused", "uuid", uuid)
 	return l.Virt.Destroy(ctx, id)
+}
+
+// mayBeStray says that the book knows of no guest of this domain that may run. A domain that somebody has at work is nobody's to judge.
+func (l *Launcher) mayBeStray(uuid string) bool {
+	d := l.Book.Domain(uuid)
+	return d != nil && (d.State == StateRefused || d.State == StateStopped || d.State == StateSaved)
 }
