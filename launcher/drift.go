@@ -139,10 +139,10 @@ func (l *Launcher) replaced(ctx context.Context, d *Domain, id domain.UUID) (*pr
 	if live, err := l.Virt.Live(ctx, id); err != nil || live == nil {
 		return nil, err // it is only just ending
 	}
-	if runs, err := l.Virt.Runs(ctx, id); err != nil || !runs {
+	if runs, err := l.Virt.Runs(ctx, id, l.QEMU); err != nil || !runs {
 		return nil, err // so it is, and libvirt has not noticed yet
 	}
-	other, err := l.Virt.Process(ctx, id)
+	other, err := l.Virt.Process(ctx, id, l.QEMU)
 	if err != nil {
 		return nil, fmt.Errorf("cannot tell what runs in place of a proved guest: %w", err)
 	}

@@ -308,7 +308,7 @@ func (a *attempt) compare(ctx context.Context, added domain.Additions) error {
 	if err := compareLive(live, a.config, added); err != nil {
 		return err
 	}
-	process, err := a.Virt.Process(ctx, a.permit.uuid)
+	process, err := a.Virt.Process(ctx, a.permit.uuid, a.QEMU)
 	if err != nil {
 		return err
 	}

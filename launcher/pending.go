@@ -46,7 +46,7 @@ func (l *Launcher) Started(ctx context.Context, id domain.UUID) *proof.Refusal {
 	if p == nil {
 		return proof.Refuse(proof.GrantMissing, "this start was not permitted at prepare")
 	}
-	process, err := l.Virt.Process(ctx, id)
+	process, err := l.Virt.Process(ctx, id, l.QEMU)
 	var refusal *proof.Refusal
 	if err != nil {
 		refusal = Refusal(StepCompare, err)

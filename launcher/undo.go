@@ -162,7 +162,7 @@ func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) er
 	if d = l.Book.Domain(uuid); d.Live() == nil {
 		return nil
 	}
-	runs, err := l.Virt.Runs(ctx, id)
+	runs, err := l.Virt.Runs(ctx, id, l.QEMU)
 	if err != nil || runs {
 		return err // it runs again, or nobody knows
 	}

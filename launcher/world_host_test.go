@@ -197,10 +197,13 @@ func inode(path string) uint64 {
 	return uint64(sum[0])<<8 | uint64(sum[1])
 }
 
-func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err error) {
+func (w *world) Process(_ context.Context, id domain.UUID, user *uint32) (p *Process, err error) {
 	err = w.call("process", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if w.twin && user == nil {
+			return errors.New("more than one process")
+		}
 		c, err := domain.Read(w.live[id.String()], domain.Live)
 		if err != nil {
 			return err
@@ -231,11 +234,11 @@ func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err erro
 	return p, err
 }
 
-func (w *world) Runs(_ context.Context, id domain.UUID) (runs bool, err error) {
+func (w *world) Runs(_ context.Context, id domain.UUID, user *uint32) (runs bool, err error) {
 	err = w.call("runs", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		runs = w.live[id.String()] != nil
+		runs = w.live[id.String()] != nil || w.twin && user == nil
 		return nil
 	})
 	return runs, err
@@ -253,7 +256,7 @@ func (w *world) ProcessAt(ctx context.Context, pid int, start uint64) (*Process,
 		if numberOf(uuid) != pid {
 			continue
 		}
-		p, err := w.Process(ctx, mustUUID(uuid))
+		p, err := w.Process(ctx, mustUUID(uuid), w.l.QEMU)
 		if err != nil || p.PID != pid || p.Start != start {
 			return nil, err
 		}

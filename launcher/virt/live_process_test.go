@@ -70,10 +70,10 @@ func TestDescriptorsComeAndGo(t *testing.T) {
 		if n%10 != 0 {
 			continue // looking at all processes takes its time
 		}
-		if p, err = FindProcess(uuid); err != nil || p.PID != cmd.Process.Pid {
+		if p, err = FindProcess(uuid, nil); err != nil || p.PID != cmd.Process.Pid {
 			t.Fatalf("FindProcess: %+v, %v", p, err)
 		}
-		if n, err := Processes(uuid); n != 1 || err != nil {
+		if n, err := Processes(uuid, nil); n != 1 || err != nil {
 			t.Fatalf("%d processes, %v", n, err)
 		}
 	}
@@ -102,7 +102,7 @@ func TestEnded(t *testing.T) {
 	if p, err := ReadProcess(pid, start); !errors.Is(err, ErrNoProcess) {
 		t.Errorf("not waited for: %+v, %v", p, err)
 	}
-	if n, err := Processes(uuid); n != 0 || err != nil {
+	if n, err := Processes(uuid, nil); n != 0 || err != nil {
 		t.Errorf("not waited for: %d processes, %v", n, err)
 	}
 	if _, err := ReadProcess(1<<22, 1); !errors.Is(err, ErrNoProcess) {
@@ -124,7 +124,7 @@ func TestUnreadable(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(proc, "20", "fd")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := findProcess(proc, guest); err == nil || errors.Is(err, ErrNoProcess) {
+	if _, err := findProcess(proc, guest, nil); err == nil || errors.Is(err, ErrNoProcess) {
 		t.Errorf("no descriptors: %v", err)
 	}
 	if err := os.RemoveAll(filepath.Join(proc, "20", "stat")); err != nil {

@@ -41,12 +41,18 @@ type Process struct {
 	Named []File   // kernel, initrd, firmware, fw_cfg and image files that Args name, as its mount namespace finds them
 }
 
-// FindProcess finds the one emulator that runs the domain, by scanning /proc. Anything but exactly one is an error:
-// a second process with this UUID is a guest that nobody judged.
-func FindProcess(uuid string) (*Process, error) { return findProcess("/proc", uuid) }
+// FindProcess finds the one emulator of this user (nil: of anybody) that runs the domain, by scanning /proc. Anything but exactly one is an error: a second process
+// with this UUID is a guest that nobody judged. Whoever QEMU runs as, other users may give their processes any name and any arguments: they are no reason
+// against the guest, as long as that user has one; else the caller is told of theirs.
+func FindProcess(uuid string, user *uint32) (*Process, error) {
+	return findProcess("/proc", uuid, user)
+}
 
-func findProcess(proc, uuid string) (*Process, error) {
-	found, err := processes(proc, uuid)
+func findProcess(proc, uuid string, user *uint32) (*Process, error) {
+	found, err := processes(proc, uuid, user)
+	if err == nil && user != nil && len(found) == 0 {
+		found, err = processes(proc, uuid, nil)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -59,14 +65,15 @@ func findProcess(proc, uuid string) (*Process, error) {
 	return nil, fmt.Errorf("%w: %s: pids %v", ErrManyProcesses, uuid, found)
 }
 
-// Processes counts the emulators that run the domain. It looks at no descriptor: that one is closed meanwhile makes nobody seem to have ended.
-func Processes(uuid string) (int, error) {
-	found, err := processes("/proc", uuid)
+// Processes counts the emulators of this user (nil: of anybody) that run the domain. It looks at no descriptor: that one is closed meanwhile makes nobody
+// seem to have ended.
+func Processes(uuid string, user *uint32) (int, error) {
+	found, err := processes("/proc", uuid, user)
 	return len(found), err
 }
 
 // processes lists the numbers of the emulators that run the domain.
-func processes(proc, uuid string) (found []int, err error) {
+func processes(proc, uuid string, user *uint32) (found []int, err error) {
 	dirs, err := os.ReadDir(proc)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list processes: %w", err)
@@ -76,7 +83,7 @@ func processes(proc, uuid string) (found []int, err error) {
 		if err != nil {
 			continue // not a process
 		}
-		is, err := runs(filepath.Join(proc, d.Name()), uuid)
+		is, err := runs(filepath.Join(proc, d.Name()), uuid, user)
 		if err != nil && !emulator.Gone(err) {
 			return nil, fmt.Errorf("cannot look at process %d: %w", pid, err)
 		}
@@ -87,9 +94,15 @@ func processes(proc, uuid string) (found []int, err error) {
 	return found, nil
 }
 
-// runs says whether the process is an emulator with this UUID: by its executable's name, so that nobody takes part
+// runs says whether the process is an emulator of this user with this UUID: by its executable's name, so that nobody takes part
 // by arguments alone, and by -uuid, which libvirt always passes.
-func runs(dir, uuid string) (bool, error) {
+func runs(dir, uuid string, user *uint32) (bool, error) {
+	if user != nil {
+		// First of all: what another user's arguments are, he decides, and how long it takes to read them.
+		if uid, err := owner(dir); err != nil || uid != *user {
+			return false, err
+		}
+	}
 	args, err := arguments(dir)
 	if err != nil {
 		return false, err
@@ -100,6 +113,13 @@ func runs(dir, uuid string) (bool, error) {
 	}
 	exe, err := os.Readlink(filepath.Join(dir, "exe"))
 	return err == nil && emulator.Named(exe), err
+}
+
+// owner is the effective user of the process: the kernel gives its folder to that one, whatever may be read in it.
+func owner(dir string) (uint32, error) {
+	var st syscall.Stat_t
+	err := syscall.Stat(dir, &st)
+	return st.Uid, err
 }
 
 func arguments(dir string) ([]string, error) {
@@ -127,11 +147,9 @@ func readProcess(proc string, pid int) (*Process, error) {
 		}
 		return nil, fmt.Errorf("cannot read start time of process %d: %w", pid, err)
 	}
-	var st syscall.Stat_t
-	if err := syscall.Stat(dir, &st); err != nil {
+	if p.UID, err = owner(dir); err != nil {
 		return fail("owner", err)
 	}
-	p.UID = st.Uid
 	if p.Exe, err = os.Readlink(filepath.Join(dir, "exe")); err != nil {
 		return fail("executable", err)
 	}

@@ -161,6 +161,7 @@ const byHand = "exec qemu-system-x86_64 -S -nodefaults -display none -machine q3
 
 func (s *stage) reconcile(ctx context.Context, t *testing.T) {
 	t.Run("by hand, twin of a running guest", func(t *testing.T) { s.ended(ctx, t, "uuid", "-name twin", byHand+"-name twin -uuid "+goodUUID) })
+	t.Run("twin of another user, started again and again", func(t *testing.T) { s.respawned(ctx, t) })
 	t.Run("by hand, its disk", func(t *testing.T) {
 		s.ended(ctx, t, "volume", "-name thief", byHand+"-name thief -drive if=none,format=raw,file.filename="+goodDisk+",file.locking=off")
 	})
