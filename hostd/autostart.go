@@ -77,7 +77,7 @@ func (d *Daemon) autostartOnce(ctx context.Context, tried map[string]bool) (left
 
 // start launches one domain and says whether that is over: it runs, or was refused for a reason that does not pass by itself.
 func (d *Daemon) start(ctx context.Context, id domain.UUID, known *launcher.Domain) (over bool, err error) {
-	runs, err := d.Virt.Runs(ctx, id)
+	runs, err := d.Virt.Runs(ctx, id, d.Launcher.QEMU)
 	if err != nil || runs {
 		return runs, err
 	}

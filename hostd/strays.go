@@ -36,6 +36,7 @@ type Grants interface {
 // volume and channel. What has a grant, or is in the middle of a launch, is nobody's business here; what is not trusted runs on untouched.
 type Strays struct {
 	Policy   string
+	QEMU     *uint32 // who libvirt's QEMU runs as; nil: not known
 	Grants   Grants
 	Live     func(ctx context.Context, id domain.UUID) ([]byte, error)
 	Registry func() (ask.Registry, error)
@@ -146,7 +147,7 @@ func (s *Strays) processes(ctx context.Context, ours map[domain.UUID]bool, regis
 	for _, p := range scan.Emulators {
 		why, shows := index.Why(p)
 		// The order of the questions counts: a launch that ended since the scan has written its grant before it let its domain go.
-		if why == "" || !s.settled(p) || s.Grants.Holds(p.PID, p.Start) || s.dealtWith(p, ours) {
+		if why == "" || !s.settled(p) && !s.foreign(p) || s.Grants.Holds(p.PID, p.Start) || s.dealtWith(p, ours) {
 			continue
 		}
 		err := s.end(ctx, p)
@@ -171,6 +172,10 @@ func (s *Strays) settled(p *emulator.Process) bool {
 	}
 	return true
 }
+
+// foreign: whatever is being launched, it is not this process: libvirt's QEMU is another user's. Whoever could keep such a one beside a launch
+// would only have to start it again and again.
+func (s *Strays) foreign(p *emulator.Process) bool { return s.QEMU != nil && p.UID != *s.QEMU }
 
 // dealtWith: the process is, as far as its arguments tell, a stray of our libvirt, which the policy left running.
 func (s *Strays) dealtWith(p *emulator.Process, ours map[domain.UUID]bool) bool {

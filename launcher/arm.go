@@ -256,7 +256,7 @@ func (l *Launcher) rearm(ctx context.Context, id domain.UUID, d *Domain) error {
 	if err != nil {
 		return err
 	}
-	if runs, err := l.Virt.Runs(ctx, id); err != nil || runs {
+	if runs, err := l.Virt.Runs(ctx, id, l.QEMU); err != nil || runs {
 		return err
 	}
 	a := &attempt{Launcher: l, req: Request{Token: d.TokenText, Action: proof.ActionStart, Mode: proof.ModeHook}, w: unwatched{}, images: &held{}, config: c}

@@ -96,6 +96,8 @@ func TestAttack(t *testing.T) {
 		testHeaderOfSecondLink(t)
 	})
 	t.Run("L-BACKING", testBackingFiles)
+	t.Run("L-QMP", testReachedWhilePaused)
+	t.Run("L-RECONCILE", testTwinOfAnotherUser)
 	t.Run("L-HOOKGONE", func(t *testing.T) {
 		w := newWorld(t)
 		w.noHook = true

@@ -73,16 +73,40 @@ func (l *Launcher) drift(ctx context.Context, d *Domain, id domain.UUID) (*proof
 		}
 		l.good(id, sum)
 	}
+	return l.unlike(ctx, id, d.Grant, p)
+}
+
+// unlike says what libvirt knows of that was done to the guest since it was granted, and what its process has open now; nil: nothing else than then.
+func (l *Launcher) unlike(ctx context.Context, id domain.UUID, g *Grant, p *Process) (*proof.Refusal, error) {
 	taints, err := l.Virt.Taints(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range taints {
-		if !slices.Contains(d.Grant.Taints, t) {
+		if !slices.Contains(g.Taints, t) {
 			return proof.Refuse(proof.ConfigurationChanged, "somebody reached into the guest behind libvirt's back", proof.Fact{Name: "taint", Value: t}), nil
 		}
 	}
-	return compareOpen(d.Grant.Open, p.Open), nil
+	return compareOpen(g.Open, p.Open), nil
+}
+
+// differs says in what the guest that runs is not the one of the grant; nil: it is that one. Definition, process, and last what was done to it. restored: it goes on
+// from a save image.
+func (l *Launcher) differs(ctx context.Context, id domain.UUID, live []byte, want *domain.Config, g *Grant, restored bool) (*proof.Refusal, error) {
+	if err := compareLive(live, want, g.added()); err != nil {
+		return changed(err), nil
+	}
+	p, err := l.Virt.ProcessAt(ctx, g.PID, g.Start)
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		return proof.Refuse(proof.ConfigurationChanged, "the process that was compared is gone", proof.Fact{Name: "pid", Value: fmt.Sprint(g.PID)}), nil
+	}
+	if refusal := compareLoads(p, restored); refusal != nil {
+		return refusal, nil
+	}
+	return l.unlike(ctx, id, g, p)
 }
 
 // changed makes a refusal of a comparison's error. A live definition that cannot be read any more has something in it that no trusted domain has.
@@ -109,10 +133,21 @@ func compareOpen(before, now []File) *proof.Refusal {
 	return nil
 }
 
-// replaced: the proved guest is gone while another runs under its UUID. That other one has no grant.
+// replaced: the proved guest is gone while another runs under its UUID. That other one has no grant. It has to be seen: that the proved one was not
+// seen once ends nobody's guest.
 func (l *Launcher) replaced(ctx context.Context, d *Domain, id domain.UUID) (*proof.Refusal, error) {
 	if live, err := l.Virt.Live(ctx, id); err != nil || live == nil {
 		return nil, err // it is only just ending
+	}
+	if runs, err := l.Virt.Runs(ctx, id, l.QEMU); err != nil || !runs {
+		return nil, err // so it is, and libvirt has not noticed yet
+	}
+	other, err := l.Virt.Process(ctx, id, l.QEMU)
+	if err != nil {
+		return nil, fmt.Errorf("cannot tell what runs in place of a proved guest: %w", err)
+	}
+	if d.Grant.Holds(other.PID, other.Start) {
+		return nil, fmt.Errorf("process %d was not seen, and then was", other.PID)
 	}
 	return proof.Refuse(proof.GrantMissing, "the proved guest is gone, and another one was started under its UUID", proof.Fact{Name: "pid", Value: fmt.Sprint(d.Grant.PID)}), nil
 }

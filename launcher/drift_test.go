@@ -34,6 +34,9 @@ func (w *world) confirmation() proof.Digest {
 	return sha256.Sum256(der)
 }
 
+// monitored is libvirt's word for a monitor command of another client.
+const monitored = "tainted: custom monitor control commands issued"
+
 func onTrustLost(reaction string) func(*proof.Token) {
 	return func(t *proof.Token) { t.OnTrustLost = reaction }
 }
@@ -64,7 +67,7 @@ var drifts = map[string]struct {
 			return bytes.Replace(xml, []byte("</devices>"), []byte("<hub type='usb'/></devices>"), 1)
 		}
 	}, "may not have"},
-	"monitor command": {func(w *world) { w.taints = []string{"tainted: custom monitor control commands issued"} }, "monitor"},
+	"monitor command": {func(w *world) { w.taints = []string{monitored} }, "monitor"},
 	"file opened": {func(w *world) {
 		w.process = func(p *Process) { p.Open = append(p.Open, File{Path: "/srv/copy.raw", Dev: 9, Ino: 9}) }
 	}, "/srv/copy.raw"},
@@ -147,7 +150,7 @@ func TestTrustLost(t *testing.T) {
 			if _, refusal := w.launch(token); refusal != nil {
 				t.Fatal(refusal)
 			}
-			w.taints = []string{"tainted: custom monitor control commands issued"}
+			w.taints = []string{monitored}
 			look := func() {
 				t.Helper()
 				if err := w.l.Watch(ctx, guestUUID); err != nil {
@@ -193,7 +196,7 @@ func TestDriftFaults(t *testing.T) {
 		if _, refusal := w.launch(token); refusal != nil {
 			t.Fatal(refusal)
 		}
-		w.taints = []string{"tainted: custom monitor control commands issued"}
+		w.taints = []string{monitored}
 		w.heal()
 		return w, token
 	}
@@ -268,5 +271,44 @@ func TestReplaced(t *testing.T) {
 	if done, err := w.l.EndStray(ctx, id, StrayDestroy); done || err != nil {
 		t.Errorf("a proved guest was ended: %v", err)
 	}
+	w.running(token)
+}
+
+// TestUnseenOnce: a guest whose process was not seen once is neither replaced nor a stray: it runs on, proved.
+func TestUnseenOnce(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	token := w.token()
+	if _, refusal := w.launch(token); refusal != nil {
+		t.Fatal(refusal)
+	}
+	w.unseen = 1
+	if err := w.l.Watch(ctx, guestUUID); err == nil {
+		t.Error("what could not be decided was not said")
+	}
+	if err := w.l.Stray(ctx, guestUUID); err != nil {
+		t.Fatal(err)
+	}
+	w.running(token)
+	// libvirt has not noticed its end yet.
+	w.unseen = 1
+	w.around = func(name string, do func() error) error {
+		if name != "runs" {
+			return do()
+		}
+		w.mu.Lock()
+		live := w.live[guestUUID]
+		delete(w.live, guestUUID)
+		w.mu.Unlock()
+		err := do()
+		w.mu.Lock()
+		w.live[guestUUID] = live
+		w.mu.Unlock()
+		return err
+	}
+	if err := w.l.Watch(ctx, guestUUID); err != nil {
+		t.Fatal(err)
+	}
+	w.around = nil
 	w.running(token)
 }

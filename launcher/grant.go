@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"slices"
 
 	"troth/launcher/domain"
 	"troth/proof"
@@ -21,11 +22,34 @@ type Grant struct {
 	Policy   proof.Policy `json:"policy"`
 }
 
-// newGrant keeps what was just compared. A crash before the journal has it loses it with the proof.
+// ofStart are libvirt's words for what the definition and qemu.conf alone make of a guest at its start. Whatever else libvirt says was done by somebody: a
+// guest that stands paused answers every client's monitor command, and what that did would run on under the proof.
+var ofStart = []string{
+	"tainted: running with undesirable elevated privileges",
+	"tainted: potentially unsafe use of host CPU passthrough",
+	"tainted: use of host cdrom passthrough",
+	"tainted: hypervisor feature autodetection override", // capability_filters in qemu.conf
+	"tainted: use of deprecated configuration settings",
+}
+
+// reached says whether somebody reached into a guest that is only being launched.
+func reached(taints []string) *proof.Refusal {
+	for _, t := range taints {
+		if !slices.Contains(ofStart, t) {
+			return proof.Refuse(proof.ConfigurationChanged, "somebody reached into the guest behind libvirt's back while it was launched", proof.Fact{Name: "taint", Value: t})
+		}
+	}
+	return nil
+}
+
+// newGrant keeps what was just compared, and asks last what was done to the guest meanwhile. A crash before the journal has it loses it with the proof.
 func (l *Launcher) newGrant(ctx context.Context, id domain.UUID, added domain.Additions, p *Process, policy proof.Policy) (*Grant, error) {
 	taints, err := l.Virt.Taints(ctx, id)
 	if err != nil {
 		return nil, err
+	}
+	if refusal := reached(taints); refusal != nil {
+		return nil, refusal
 	}
 	return &Grant{PID: p.PID, Start: p.Start, Open: p.Open, Taints: taints, LaunchID: added.LaunchID, Secret: added.GuestSecretFile, Channel: added.ChannelPath,
 		Policy: policy}, nil

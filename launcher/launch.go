@@ -188,6 +188,9 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 		return nil, Refusal(StepQuote, waited(q.err))
 	}
 	w.Step(StepProve)
+	if err := a.still(ctx); err != nil {
+		return nil, Refusal(StepProve, err)
+	}
 	proved, err := a.prove(q, released.Nonce)
 	if err != nil {
 		return nil, Refusal(StepProve, err)
@@ -305,7 +308,7 @@ func (a *attempt) compare(ctx context.Context, added domain.Additions) error {
 	if err := compareLive(live, a.config, added); err != nil {
 		return err
 	}
-	process, err := a.Virt.Process(ctx, a.permit.uuid)
+	process, err := a.Virt.Process(ctx, a.permit.uuid, a.QEMU)
 	if err != nil {
 		return err
 	}
@@ -322,6 +325,23 @@ func (a *attempt) compare(ctx context.Context, added domain.Additions) error {
 		return changed
 	}
 	a.grant, err = a.newGrant(ctx, a.permit.uuid, added, process, a.facts.Receipt.Policy)
+	return err
+}
+
+// still looks once more, since everything was hashed again and the quote took its time: the guest is the one that was compared. What is done to it from here
+// on is no part of its grant, and the first look of many finds it.
+func (a *attempt) still(ctx context.Context) error {
+	live, err := a.Virt.Live(ctx, a.permit.uuid)
+	if err != nil {
+		return err
+	}
+	if live == nil {
+		return proof.Refuse(proof.ConfigurationChanged, "the domain that was created does not run any more")
+	}
+	refusal, err := a.differs(ctx, a.permit.uuid, live, a.config, a.grant, a.saved != nil)
+	if refusal != nil {
+		return refusal
+	}
 	return err
 }
 

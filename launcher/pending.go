@@ -48,7 +48,7 @@ func (l *Launcher) Started(ctx context.Context, id domain.UUID) *proof.Refusal {
 	if p == nil {
 		return proof.Refuse(proof.GrantMissing, "this start was not permitted at prepare")
 	}
-	process, err := l.Virt.Process(ctx, id)
+	process, err := l.Virt.Process(ctx, id, l.QEMU)
 	var refusal *proof.Refusal
 	if err != nil {
 		refusal = Refusal(StepCompare, err)
@@ -194,6 +194,9 @@ func (a *attempt) conclude(ctx context.Context, p *pending) *proof.Refusal {
 	}
 	if q.err != nil {
 		return Refusal(StepQuote, waited(q.err))
+	}
+	if err := a.still(ctx); err != nil {
+		return Refusal(StepProve, err)
 	}
 	proved, err := a.prove(q, p.released.Nonce)
 	if err != nil {

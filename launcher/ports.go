@@ -92,10 +92,10 @@ type Virt interface {
 	Resume(ctx context.Context, id domain.UUID) error
 	// Destroy ends QEMU; it is no error when it does not run.
 	Destroy(ctx context.Context, id domain.UUID) error
-	// Runs says whether a QEMU runs for the domain. It asks the kernel alone, never libvirt.
-	Runs(ctx context.Context, id domain.UUID) (bool, error)
-	// Process returns the one QEMU process of the domain.
-	Process(ctx context.Context, id domain.UUID) (*Process, error)
+	// Runs says whether a QEMU of this user, nil: of anybody, runs for the domain. It asks the kernel alone, never libvirt.
+	Runs(ctx context.Context, id domain.UUID, user *uint32) (bool, error)
+	// Process returns the one QEMU process of the domain that this user has, nil: that anybody has. If the user has none, another's is returned.
+	Process(ctx context.Context, id domain.UUID, user *uint32) (*Process, error)
 	// ProcessAt returns the QEMU process with this number and start time, nil when it has ended.
 	ProcessAt(ctx context.Context, pid int, start uint64) (*Process, error)
 	// Taints returns libvirt's words on what was done to the running domain behind its back, nil when it does not run.

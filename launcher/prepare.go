@@ -102,7 +102,7 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 	if refusal := unsealable(c); refusal != nil {
 		return refusal
 	}
-	if runs, err := l.Virt.Runs(ctx, c.UUID); err != nil {
+	if runs, err := l.Virt.Runs(ctx, c.UUID, l.QEMU); err != nil {
 		return Refusal(StepRead, err)
 	} else if runs {
 		return proof.Refuse(proof.RequestInvalid, "a QEMU of this domain runs already", proof.Fact{Name: "uuid", Value: uuid})

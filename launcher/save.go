@@ -95,7 +95,7 @@ func (l *Launcher) hashSaved(ctx context.Context, uuid string) (proof.Digest, er
 func (l *Launcher) unsaved(ctx context.Context, d *Domain, id domain.UUID, why *proof.Refusal) *proof.Refusal {
 	ctx, cancel := l.undoing(ctx)
 	defer cancel()
-	runs, err := l.Virt.Runs(ctx, id)
+	runs, err := l.Virt.Runs(ctx, id, l.QEMU)
 	if err == nil && !runs {
 		err = l.close(d, why)
 	}

@@ -165,7 +165,7 @@ func (l *Launcher) Gone(ctx context.Context, uuid string, why *proof.Refusal) er
 	if d = l.Book.Domain(uuid); d.Live() == nil {
 		return nil
 	}
-	runs, err := l.Virt.Runs(ctx, id)
+	runs, err := l.Virt.Runs(ctx, id, l.QEMU)
 	if err != nil || runs {
 		return err // it runs again, or nobody knows
 	}
@@ -250,8 +250,8 @@ func (l *Launcher) recover(ctx context.Context, r *Record, id domain.UUID) error
 	return l.putBack(ctx, r, id, r.Granted, false)
 }
 
-// resumeProved lets a guest run whose proof was in the journal when hostd stopped. Compared once more, since time has passed:
-// another guest under this UUID is not the one that was proved.
+// resumeProved lets a guest run whose proof was in the journal when hostd stopped. Compared once more, since time has passed: another guest under this UUID is
+// not the one that was proved, nor is one that somebody reached into. What runs has to be that very process, with its launch id.
 func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) (bool, error) {
 	live, err := l.Virt.Live(ctx, id)
 	if err != nil || live == nil {
@@ -261,16 +261,14 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 	if err != nil {
 		return false, err
 	}
-	got, err := domain.Read(live, domain.Live)
-	if err == nil {
-		err = domain.Compare(want, got)
+	differs := proof.Refuse(proof.ConfigurationChanged, "nothing was kept of the guest that was proved, so that what was found cannot be compared with it")
+	if r.Grant != nil {
+		if differs, err = l.differs(ctx, id, live, want, r.Grant, r.Image != nil); err != nil {
+			return false, err
+		}
 	}
-	ours := got != nil && (r.Mode == proof.ModeHook) == (got.Added.LaunchID == [32]byte{})
-	if err == nil && (!got.Mark || !ours) {
-		err = proof.Refuse(proof.ConfigurationChanged, "the guest that was found was not started by a launch")
-	}
-	if err != nil {
-		r.Refusal = Refusal(StepCompare, err)
+	if differs != nil {
+		r.Refusal = differs
 		return false, nil
 	}
 	if err := l.Virt.Resume(ctx, id); err != nil {
@@ -283,12 +281,12 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 // Stray ends a guest of a launch that was refused: when libvirt did not answer in time, the guest may have come up after the launch was undone.
 // Only a live launch id, which nobody but a launch writes, makes a guest one of ours.
 func (l *Launcher) Stray(ctx context.Context, uuid string) error {
-	d, id, refusal := l.known(uuid)
-	if refusal != nil || (d.State != StateRefused && d.State != StateStopped && d.State != StateSaved) {
+	_, id, refusal := l.known(uuid)
+	if refusal != nil {
 		return nil
 	}
 	turn, ok := l.turn(id)
-	if !ok {
+	if !ok || !l.mayBeStray(uuid) {
 		return nil
 	}
 	live, err := l.Virt.Live(ctx, id)
@@ -304,6 +302,15 @@ func (l *Launcher) Stray(ctx context.Context, uuid string) error {
 		return nil
 	}
 	defer free()
-	l.Log.Warn("ending a guest of a launch that was refused", "uuid", uuid, "launch", d.Launch)
+	if !l.mayBeStray(uuid) {
+		return nil
+	}
+	l.Log.Warn("ending a guest of a launch that was refused", "uuid", uuid)
 	return l.Virt.Destroy(ctx, id)
+}
+
+// mayBeStray says that the book knows of no guest of this domain that may run. A domain that somebody has at work is nobody's to judge.
+func (l *Launcher) mayBeStray(uuid string) bool {
+	d := l.Book.Domain(uuid)
+	return d != nil && (d.State == StateRefused || d.State == StateStopped || d.State == StateSaved)
 }

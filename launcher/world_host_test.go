@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -195,15 +197,18 @@ func inode(path string) uint64 {
 	return uint64(sum[0])<<8 | uint64(sum[1])
 }
 
-func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err error) {
+func (w *world) Process(_ context.Context, id domain.UUID, user *uint32) (p *Process, err error) {
 	err = w.call("process", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if w.twin && user == nil {
+			return errors.New("more than one process")
+		}
 		c, err := domain.Read(w.live[id.String()], domain.Live)
 		if err != nil {
 			return err
 		}
-		p = &Process{PID: 42, Exe: "/usr/bin/qemu-system-x86_64"}
+		p = &Process{PID: numberOf(id.String()), Exe: "/usr/bin/qemu-system-x86_64"}
 		if w.loaded[id.String()] != "" {
 			p.Loads = "-incoming"
 		}
@@ -229,26 +234,43 @@ func (w *world) Process(_ context.Context, id domain.UUID) (p *Process, err erro
 	return p, err
 }
 
-func (w *world) Runs(_ context.Context, id domain.UUID) (runs bool, err error) {
+func (w *world) Runs(_ context.Context, id domain.UUID, user *uint32) (runs bool, err error) {
 	err = w.call("runs", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		runs = w.live[id.String()] != nil
+		runs = w.live[id.String()] != nil || w.twin && user == nil
 		return nil
 	})
 	return runs, err
 }
 
 func (w *world) ProcessAt(ctx context.Context, pid int, start uint64) (*Process, error) {
-	id, err := domain.ParseUUID(guestUUID)
-	if err != nil {
-		return nil, err
+	if w.unseen > 0 {
+		w.unseen--
+		return nil, nil
 	}
-	p, err := w.Process(ctx, id)
-	if err != nil || p.PID != pid || p.Start != start {
-		return nil, err
+	w.mu.Lock()
+	all := slices.Collect(maps.Keys(w.live))
+	w.mu.Unlock()
+	for _, uuid := range all {
+		if numberOf(uuid) != pid {
+			continue
+		}
+		p, err := w.Process(ctx, mustUUID(uuid), w.l.QEMU)
+		if err != nil || p.PID != pid || p.Start != start {
+			return nil, err
+		}
+		return p, nil
 	}
-	return p, nil
+	return nil, nil
+}
+
+// numberOf is the number of a guest's process.
+func numberOf(uuid string) int {
+	if uuid == guestUUID {
+		return 42
+	}
+	return 100 + int(inode(uuid))
 }
 
 func (w *world) Taints(_ context.Context, id domain.UUID) (all []string, err error) {

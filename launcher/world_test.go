@@ -49,6 +49,8 @@ type world struct {
 	noStart        bool                    // QEMU does not come up for another client
 	rewrite        func(xml []byte) []byte // of what is read back live
 	process        func(p *Process)
+	twin           bool // another user has a process by an emulator's name, with the UUID of whatever guest is asked about
+	unseen         int  // how often a process that runs is not seen by its number
 	taints         []string
 	tlsKey         *ecdsa.PrivateKey
 

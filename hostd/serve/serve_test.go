@@ -62,7 +62,7 @@ func (nothing) Save(context.Context, domain.UUID, string) error           { retu
 func (nothing) RestorePaused(context.Context, string, []byte) error       { return errNothing }
 func (nothing) Resume(context.Context, domain.UUID) error                 { return errNothing }
 func (nothing) Destroy(context.Context, domain.UUID) error                { return errNothing }
-func (nothing) Runs(context.Context, domain.UUID) (bool, error)           { return false, nil }
+func (nothing) Runs(context.Context, domain.UUID, *uint32) (bool, error)  { return false, nil }
 func (nothing) Autostart(context.Context, domain.UUID) (bool, error)      { return false, errNothing }
 func (nothing) RemoveKeys(context.Context, domain.UUID) error             { return errNothing }
 func (nothing) SweepKeys(context.Context, func(domain.UUID) bool) error   { return errNothing }
@@ -77,7 +77,7 @@ func (nothing) ProcessAt(context.Context, int, uint64) (*launcher.Process, error
 func (nothing) Version(context.Context) (string, error)           { return "", errNothing }
 func (nothing) Running(context.Context) ([]domain.UUID, error)    { return nil, errNothing }
 func (nothing) Report(context.Context, launcher.ChainEvent) error { return errNothing }
-func (nothing) Process(context.Context, domain.UUID) (*launcher.Process, error) {
+func (nothing) Process(context.Context, domain.UUID, *uint32) (*launcher.Process, error) {
 	return nil, errNothing
 }
 func (nothing) Session() uint64                { return 0 }

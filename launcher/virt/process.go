@@ -41,28 +41,20 @@ type Process struct {
 	Named []File   // kernel, initrd, firmware, fw_cfg and image files that Args name, as its mount namespace finds them
 }
 
-// FindProcess finds the one emulator that runs the domain, by scanning /proc. Anything but exactly one is an error:
-// a second process with this UUID is a guest that nobody judged.
-func FindProcess(uuid string) (*Process, error) { return findProcess("/proc", uuid) }
+// FindProcess finds the one emulator of this user (nil: of anybody) that runs the domain, by scanning /proc. Anything but exactly one is an error: a second process
+// with this UUID is a guest that nobody judged. Whoever QEMU runs as, other users may give their processes any name and any arguments: they are no reason
+// against the guest, as long as that user has one; else the caller is told of theirs.
+func FindProcess(uuid string, user *uint32) (*Process, error) {
+	return findProcess("/proc", uuid, user)
+}
 
-func findProcess(proc, uuid string) (*Process, error) {
-	dirs, err := os.ReadDir(proc)
-	if err != nil {
-		return nil, fmt.Errorf("cannot list processes: %w", err)
+func findProcess(proc, uuid string, user *uint32) (*Process, error) {
+	found, err := processes(proc, uuid, user)
+	if err == nil && user != nil && len(found) == 0 {
+		found, err = processes(proc, uuid, nil)
 	}
-	var found []int
-	for _, d := range dirs {
-		pid, err := strconv.Atoi(d.Name())
-		if err != nil {
-			continue // not a process
-		}
-		is, err := runs(filepath.Join(proc, d.Name()), uuid)
-		if err != nil && !emulator.Gone(err) {
-			return nil, fmt.Errorf("cannot look at process %d: %w", pid, err)
-		}
-		if is {
-			found = append(found, pid)
-		}
+	if err != nil {
+		return nil, err
 	}
 	switch len(found) {
 	case 0:
@@ -73,9 +65,44 @@ func findProcess(proc, uuid string) (*Process, error) {
 	return nil, fmt.Errorf("%w: %s: pids %v", ErrManyProcesses, uuid, found)
 }
 
-// runs says whether the process is an emulator with this UUID: by its executable's name, so that nobody takes part
+// Processes counts the emulators of this user (nil: of anybody) that run the domain. It looks at no descriptor: that one is closed meanwhile makes nobody
+// seem to have ended.
+func Processes(uuid string, user *uint32) (int, error) {
+	found, err := processes("/proc", uuid, user)
+	return len(found), err
+}
+
+// processes lists the numbers of the emulators that run the domain.
+func processes(proc, uuid string, user *uint32) (found []int, err error) {
+	dirs, err := os.ReadDir(proc)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list processes: %w", err)
+	}
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(d.Name())
+		if err != nil {
+			continue // not a process
+		}
+		is, err := runs(filepath.Join(proc, d.Name()), uuid, user)
+		if err != nil && !emulator.Gone(err) {
+			return nil, fmt.Errorf("cannot look at process %d: %w", pid, err)
+		}
+		if is {
+			found = append(found, pid)
+		}
+	}
+	return found, nil
+}
+
+// runs says whether the process is an emulator of this user with this UUID: by its executable's name, so that nobody takes part
 // by arguments alone, and by -uuid, which libvirt always passes.
-func runs(dir, uuid string) (bool, error) {
+func runs(dir, uuid string, user *uint32) (bool, error) {
+	if user != nil {
+		// First of all: what another user's arguments are, he decides, and how long it takes to read them.
+		if uid, err := owner(dir); err != nil || uid != *user {
+			return false, err
+		}
+	}
 	args, err := arguments(dir)
 	if err != nil {
 		return false, err
@@ -88,6 +115,13 @@ func runs(dir, uuid string) (bool, error) {
 	return err == nil && emulator.Named(exe), err
 }
 
+// owner is the effective user of the process: the kernel gives its folder to that one, whatever may be read in it.
+func owner(dir string) (uint32, error) {
+	var st syscall.Stat_t
+	err := syscall.Stat(dir, &st)
+	return st.Uid, err
+}
+
 func arguments(dir string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil {
@@ -98,22 +132,24 @@ func arguments(dir string) ([]string, error) {
 
 func readProcess(proc string, pid int) (*Process, error) {
 	dir := filepath.Join(proc, strconv.Itoa(pid))
+	p := &Process{PID: pid}
+	// Only the process's own end makes it none: whatever else was not there a moment ago may be back, and nobody could look.
 	fail := func(what string, err error) (*Process, error) {
-		if emulator.Gone(err) {
+		if ended(dir, p.Start) {
 			err = errors.Join(ErrNoProcess, err)
 		}
 		return nil, fmt.Errorf("cannot read %s of process %d: %w", what, pid, err)
 	}
-	p := &Process{PID: pid}
 	var err error
 	if p.Start, err = emulator.StartTime(dir); err != nil {
-		return fail("start time", err)
+		if emulator.Gone(err) {
+			err = errors.Join(ErrNoProcess, err)
+		}
+		return nil, fmt.Errorf("cannot read start time of process %d: %w", pid, err)
 	}
-	var st syscall.Stat_t
-	if err := syscall.Stat(dir, &st); err != nil {
+	if p.UID, err = owner(dir); err != nil {
 		return fail("owner", err)
 	}
-	p.UID = st.Uid
 	if p.Exe, err = os.Readlink(filepath.Join(dir, "exe")); err != nil {
 		return fail("executable", err)
 	}
@@ -128,9 +164,22 @@ func readProcess(proc string, pid int) (*Process, error) {
 	}
 	// The same process from first to last.
 	if again, err := emulator.StartTime(dir); err != nil || again != p.Start {
-		return fail("start time", errors.Join(ErrNoProcess, err))
+		return fail("start time", errors.Join(err, errors.New("it was started at another time than it was a moment ago")))
 	}
 	return p, nil
+}
+
+// ended says that the process which was started then is over. One that is over and that nobody has waited for still has a folder, with little in it.
+func ended(dir string, start uint64) bool {
+	again, err := emulator.StartTime(dir)
+	if err != nil {
+		return emulator.Gone(err)
+	}
+	if again != start {
+		return true
+	}
+	over, err := emulator.Over(dir)
+	return over && err == nil
 }
 
 // Loads is the option by which QEMU takes the guest's memory from elsewhere instead of booting it, without its value: an incoming migration, which is how
@@ -167,10 +216,13 @@ func openFiles(dir string) ([]File, error) {
 		if f == nil {
 			continue
 		}
-		if f.Path, err = os.Readlink(link); err != nil {
-			return nil, err
+		if f.Path, err = os.Readlink(link); err == nil {
+			f.Writable, err = writable(dir, fd.Name())
 		}
-		if f.Writable, err = writable(dir, fd.Name()); err != nil {
+		if emulator.Gone(err) {
+			continue
+		}
+		if err != nil {
 			return nil, err
 		}
 		files = append(files, *f)

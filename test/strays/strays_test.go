@@ -161,6 +161,7 @@ const byHand = "exec qemu-system-x86_64 -S -nodefaults -display none -machine q3
 
 func (s *stage) reconcile(ctx context.Context, t *testing.T) {
 	t.Run("by hand, twin of a running guest", func(t *testing.T) { s.ended(ctx, t, "uuid", "-name twin", byHand+"-name twin -uuid "+goodUUID) })
+	t.Run("twin of another user, started again and again", func(t *testing.T) { s.respawned(ctx, t) })
 	t.Run("by hand, its disk", func(t *testing.T) {
 		s.ended(ctx, t, "volume", "-name thief", byHand+"-name thief -drive if=none,format=raw,file.filename="+goodDisk+",file.locking=off")
 	})
@@ -311,6 +312,8 @@ func (s *stage) hotplug(ctx context.Context, t *testing.T) {
 }
 
 func (s *stage) monitor(ctx context.Context, t *testing.T) {
+	t.Run("while it is launched", func(t *testing.T) { s.whileLaunched(ctx, t) })
+	t.Run("while another client starts it", func(t *testing.T) { s.whileStarted(ctx, t) })
 	for _, reaction := range []string{proof.TrustLostReport, proof.TrustLostPause, proof.TrustLostDestroy} {
 		t.Run(reaction, func(t *testing.T) {
 			s.breaks(ctx, t, reaction, "monitor", virsh+"qemu-monitor-command @NAME@ --hmp info version")
