@@ -144,9 +144,12 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Launches = NewLaunches(d.ctx, d.Launcher, d.Log, d.Config.Launch.Max, timeout)
 	d.Launches.Ended = unread(d.Audit, book)
 	d.Launches.Missed = d.Liveness.Missed
-	// The registry before the socket: a hook that finds the socket finds the registry of now.
-	if err := d.Registry.Publish(); err != nil {
+	// The registry before the socket: a hook that finds the socket finds the registry of now, and of the devices and inodes of this boot.
+	if _, err := d.Registry.Look(); err != nil {
 		return err
+	}
+	if f := d.Registry.Failure(); f != "" {
+		return fmt.Errorf("cannot publish the registry: %s", f)
 	}
 	if err := os.MkdirAll(filepath.Dir(d.Config.Hook.Socket), 0o755); err != nil {
 		return fmt.Errorf("cannot make the folder of the hook's socket: %w", err)

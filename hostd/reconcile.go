@@ -147,7 +147,7 @@ func (d *Daemon) tell(ctx context.Context) {
 }
 
 func (d *Daemon) newStrays() *Strays {
-	return &Strays{Policy: d.Config.Stray.Policy, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Contents, End: d.endProcess, Log: d.Log,
+	return &Strays{Policy: d.Config.Stray.Policy, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Look, End: d.endProcess, Log: d.Log,
 		Look: func(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error) {
 			return emulator.Look(ctx, "/proc", want)
 		}}
