@@ -71,7 +71,7 @@ type Daemon struct {
 	Audit    *audit.Log
 
 	journal *journal.Journal
-	swept   bool // of keys; of the reconcile worker
+	unswept string // why keys could not be looked for; of the reconcile worker
 	changed chan struct{}
 	kick    chan struct{}
 	rearm   chan struct{}

@@ -65,7 +65,7 @@ func (nothing) Destroy(context.Context, domain.UUID) error                { retu
 func (nothing) Runs(context.Context, domain.UUID) (bool, error)           { return false, nil }
 func (nothing) Autostart(context.Context, domain.UUID) (bool, error)      { return false, errNothing }
 func (nothing) RemoveKeys(context.Context, domain.UUID) error             { return errNothing }
-func (nothing) SweepKeys(context.Context, func(domain.UUID) bool) error   { return errNothing }
+func (nothing) SweepKeys(context.Context, func(domain.UUID) func()) error { return errNothing }
 func (nothing) PutKey(context.Context, domain.UUID, string, proof.Secret) error {
 	return errNothing
 }
