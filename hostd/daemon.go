@@ -70,6 +70,7 @@ type Daemon struct {
 	Room     *secret.Room
 	Audit    *audit.Log
 
+	state   *os.File // the lock of the state folder
 	journal *journal.Journal
 	unswept string // why keys could not be looked for; of the reconcile worker
 	changed chan struct{}
@@ -95,6 +96,10 @@ func (d *Daemon) Open(ctx context.Context) error {
 	}
 	uid, gid, err := qemuUser(d.Config.QEMU.User)
 	if err != nil {
+		return err
+	}
+	// Before anything there is read: reading a journal makes it new.
+	if d.state, err = journal.Lock(d.Config.StateDir); err != nil {
 		return err
 	}
 	if d.Room, err = secret.Open(d.Config.RunDir, uid, gid); err != nil {
@@ -213,7 +218,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	workers.Wait()
 	close(unaudited)
 	<-audits // it hears of all that ended above
-	return errors.Join(err, d.journal.Close(), d.Audit.Close())
+	return errors.Join(err, d.journal.Close(), d.Audit.Close(), d.state.Close())
 }
 
 // alive is what the watchdog asks: the reconcile worker goes round.
