@@ -15,7 +15,7 @@ import (
 // (TROTH_HOSTD_…, see the room config); an unknown key is an error. Paths are absolute.
 //
 //	name      = "host1"                  # as the verifier and its operator call this host
-//	state_dir = "/var/lib/troth"         # journal, registry (state_dir/gate/registry), what provisioning left
+//	state_dir = "/var/lib/troth"         # one hostd alone; journal, registry (state_dir/gate/registry), what provisioning left
 //	run_dir   = "/run/troth"             # hostd.sock, hook.sock, guest/
 //
 //	[tpm]

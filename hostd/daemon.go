@@ -70,8 +70,9 @@ type Daemon struct {
 	Room     *secret.Room
 	Audit    *audit.Log
 
+	state   *os.File // the lock of the state folder
 	journal *journal.Journal
-	swept   bool // of keys; of the reconcile worker
+	unswept string // why keys could not be looked for; of the reconcile worker
 	changed chan struct{}
 	kick    chan struct{}
 	rearm   chan struct{}
@@ -95,6 +96,10 @@ func (d *Daemon) Open(ctx context.Context) error {
 	}
 	uid, gid, err := qemuUser(d.Config.QEMU.User)
 	if err != nil {
+		return err
+	}
+	// Before anything there is read: reading a journal makes it new.
+	if d.state, err = journal.Lock(d.Config.StateDir); err != nil {
 		return err
 	}
 	if d.Room, err = secret.Open(d.Config.RunDir, uid, gid); err != nil {
@@ -150,9 +155,12 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.Launches = NewLaunches(d.ctx, d.Launcher, d.Log, d.Config.Launch.Max, timeout)
 	d.Launches.Ended = unread(d.Audit, book)
 	d.Launches.Missed = d.Liveness.Missed
-	// The registry before the socket: a hook that finds the socket finds the registry of now.
-	if err := d.Registry.Publish(); err != nil {
+	// The registry before the socket: a hook that finds the socket finds the registry of now, and of the devices and inodes of this boot.
+	if _, err := d.Registry.Look(); err != nil {
 		return err
+	}
+	if f := d.Registry.Failure(); f != "" {
+		return fmt.Errorf("cannot publish the registry: %s", f)
 	}
 	if err := os.MkdirAll(filepath.Dir(d.Config.Hook.Socket), 0o755); err != nil {
 		return fmt.Errorf("cannot make the folder of the hook's socket: %w", err)
@@ -216,7 +224,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	workers.Wait()
 	close(unaudited)
 	<-audits // it hears of all that ended above
-	return errors.Join(err, d.journal.Close(), d.Audit.Close())
+	return errors.Join(err, d.journal.Close(), d.Audit.Close(), d.state.Close())
 }
 
 // alive is what the watchdog asks: the reconcile worker goes round.

@@ -74,7 +74,9 @@ func (d *Daemon) look(ctx context.Context, scan bool) {
 		cancel()
 	}
 	if err == nil {
-		d.sweepKeys(ctx)
+		if scan {
+			d.sweepKeys(ctx)
+		}
 		d.compare(ctx, running)
 	}
 	if scan {
@@ -84,16 +86,19 @@ func (d *Daemon) look(ctx context.Context, scan bool) {
 	poke(d.owes)
 }
 
-// sweepKeys takes back, once, the keys of sealed disks that hostd left with libvirt: recovery takes back those of launches that it finds in the journal, this
-// is for those that it does not.
+// sweepKeys takes back the keys of sealed disks that are with libvirt and that no launch needs: recovery takes back those of launches that it finds in
+// the journal, this is for those that it does not, and for those that libvirt took late. What cannot be looked for is told once, and tried again.
 func (d *Daemon) sweepKeys(ctx context.Context) {
-	if d.swept {
-		return
-	}
-	d.swept = true
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	failed := ""
 	if err := d.Launcher.SweepKeys(ctx); err != nil {
-		d.Log.Warn("cannot look for keys of sealed disks that were left with libvirt", "error", err.Error())
+		failed = err.Error()
 	}
+	if failed != "" && failed != d.unswept {
+		d.Log.Warn("cannot look for keys of sealed disks that were left with libvirt, it will be tried again", "error", failed)
+	}
+	d.unswept = failed
 }
 
 func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
@@ -147,7 +152,7 @@ func (d *Daemon) tell(ctx context.Context) {
 }
 
 func (d *Daemon) newStrays() *Strays {
-	return &Strays{Policy: d.Config.Stray.Policy, QEMU: d.Launcher.QEMU, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Contents, End: d.endProcess, Log: d.Log,
+	return &Strays{Policy: d.Config.Stray.Policy, QEMU: d.Launcher.QEMU, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Look, End: d.endProcess, Log: d.Log,
 		Look: func(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error) {
 			return emulator.Look(ctx, "/proc", want)
 		}}

@@ -1,6 +1,7 @@
 package hostd
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -19,34 +20,80 @@ type Registry struct {
 	Book *launcher.Book
 	Log  *slog.Logger
 
-	mu      sync.Mutex
-	failure string
+	mu        sync.Mutex
+	failure   string
+	published []byte // what lies there, as far as we wrote it
+	places    places
 }
 
 // RegistryPath is where the registry of a state folder is.
 func RegistryPath(state string) string { return filepath.Join(state, "gate", "registry") }
 
-// Publish writes the registry as the book has it.
+// Publish writes the registry as the book has it. It asks no file system about the volumes: a launch waits for it.
 func (r *Registry) Publish() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out, err := r.Contents()
+	out, err := r.contents()
 	if err != nil {
 		return err
 	}
-	err = os.MkdirAll(filepath.Dir(r.Path), 0o755)
+	return r.publish(out)
+}
+
+func (r *Registry) publish(out ask.Registry) error {
+	text, err := out.Encode()
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(r.Path), 0o755)
+	}
 	if err == nil {
 		err = ask.WriteRegistry(r.Path, out)
 	}
-	r.failure = ""
+	r.failure, r.published = "", text
 	if err != nil {
-		r.failure = err.Error()
+		r.failure, r.published = err.Error(), nil
 	}
 	return err
 }
 
-// Contents is the registry as the book has it now.
-func (r *Registry) Contents() (out ask.Registry, err error) {
+// Look asks where the volumes' paths lead now and gives the registry of now. Where it is another one than the published, it is published first:
+// hooks and the reaper know by it what a path that leads to a volume means. A registry that cannot be published is still there to be looked by.
+func (r *Registry) Look() (ask.Registry, error) {
+	var paths []string
+	for _, d := range r.Book.Domains() {
+		for _, v := range d.Volumes {
+			if d.Registered {
+				paths = append(paths, v.Path)
+			}
+		}
+	}
+	r.places.look(paths, patience)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out, err := r.contents()
+	if err != nil {
+		return out, err
+	}
+	text, err := out.Encode()
+	if err == nil && !bytes.Equal(text, r.published) {
+		err = r.publish(out)
+	}
+	if err != nil {
+		r.failure = err.Error()
+		r.Log.Error("cannot publish the registry", "error", err.Error())
+	}
+	return out, nil
+}
+
+// Contents is the registry as the book has it now, with what the newest look found.
+func (r *Registry) Contents() (ask.Registry, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.contents()
+}
+
+// contents names each volume with the file that the domain was armed with, and where its path leads to another one by now, with that one too: the
+// guest may still have the first, and whoever names the path means the second.
+func (r *Registry) contents() (out ask.Registry, err error) {
 	for _, d := range r.Book.Domains() {
 		if !d.Registered {
 			continue
@@ -57,7 +104,11 @@ func (r *Registry) Contents() (out ask.Registry, err error) {
 		}
 		out.UUIDs = append(out.UUIDs, id)
 		for _, v := range d.Volumes {
-			out.Volumes = append(out.Volumes, ask.Volume{Path: v.Path, Dev: v.Dev, Ino: v.Ino})
+			was := ask.Volume{Path: v.Path, Dev: v.Dev, Ino: v.Ino}
+			out.Volumes = append(out.Volumes, was)
+			if now, known := r.places.now(v.Path); known && now != was {
+				out.Volumes = append(out.Volumes, now)
+			}
 		}
 	}
 	return out, nil

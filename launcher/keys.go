@@ -47,8 +47,17 @@ func (l *Launcher) removeKeysOf(ctx context.Context, id domain.UUID, request []b
 	return l.Keys.RemoveKeys(ctx, id)
 }
 
-// SweepKeys removes what a launch of another time has left with libvirt.
-func (l *Launcher) SweepKeys(ctx context.Context) error { return l.Keys.SweepKeys(ctx, l.Busy) }
+// SweepKeys removes what a launch of another time has left with libvirt: one that a crash ended, or one whose key libvirt took after everybody had
+// given up waiting, and removed what was there then. A domain is claimed while its key goes, so that none is taken from under a launch that begins.
+func (l *Launcher) SweepKeys(ctx context.Context) error {
+	return l.Keys.SweepKeys(ctx, func(id domain.UUID) func() {
+		release, refusal := l.claim(id)
+		if refusal != nil {
+			return nil
+		}
+		return release
+	})
+}
 
 // unsealable: a key is handed over while nobody waits in a hook, so only to a launch of our own (PROTOCOL.md §6, hook mode).
 func unsealable(c *domain.Config) *proof.Refusal {

@@ -187,8 +187,8 @@ type Keys interface {
 	PutKey(ctx context.Context, id domain.UUID, target string, key proof.Secret) error
 	// RemoveKeys removes the keys of all of a domain's disks; it is no error when there is none.
 	RemoveKeys(ctx context.Context, id domain.UUID) error
-	// SweepKeys removes the keys of all domains but those that are in use.
-	SweepKeys(ctx context.Context, inUse func(domain.UUID) bool) error
+	// SweepKeys removes the keys of all domains that it may take; take answers nil for one that is at work, else what to call when its key is gone.
+	SweepKeys(ctx context.Context, take func(domain.UUID) (release func())) error
 }
 
 // Journal keeps entries on the disk, in order; Append returns when the entry is there.

@@ -445,14 +445,21 @@ func (k fakeKeys) PutKey(_ context.Context, id domain.UUID, target string, key p
 }
 
 func (k fakeKeys) RemoveKeys(_ context.Context, id domain.UUID) error {
-	return k.w.call("remove keys", func() error { return k.sweep(func(of domain.UUID) bool { return of != id }) })
+	return k.w.call("remove keys", func() error {
+		return k.sweep(func(of domain.UUID) func() {
+			if of != id {
+				return nil
+			}
+			return func() {}
+		})
+	})
 }
 
-func (k fakeKeys) SweepKeys(_ context.Context, inUse func(domain.UUID) bool) error {
-	return k.w.call("sweep keys", func() error { return k.sweep(inUse) })
+func (k fakeKeys) SweepKeys(_ context.Context, take func(domain.UUID) func()) error {
+	return k.w.call("sweep keys", func() error { return k.sweep(take) })
 }
 
-func (k fakeKeys) sweep(keep func(domain.UUID) bool) error {
+func (k fakeKeys) sweep(take func(domain.UUID) func()) error {
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
 	for name := range k.w.diskKeys {
@@ -460,8 +467,9 @@ func (k fakeKeys) sweep(keep func(domain.UUID) bool) error {
 		if err != nil {
 			return err
 		}
-		if !keep(id) {
+		if release := take(id); release != nil {
 			delete(k.w.diskKeys, name)
+			release()
 		}
 	}
 	return nil

@@ -26,18 +26,21 @@ func (l *libvirtd) RemoveKeys(ctx context.Context, id domain.UUID) error {
 	if err != nil {
 		return err
 	}
-	return c.RemoveKeys(ctx, keyUsage+id.String()+"/", func(string) bool { return true })
+	return c.RemoveKeys(ctx, keyUsage+id.String()+"/", func(string) func() { return func() {} })
 }
 
 // SweepKeys implements launcher.Keys.
-func (l *libvirtd) SweepKeys(ctx context.Context, inUse func(domain.UUID) bool) error {
+func (l *libvirtd) SweepKeys(ctx context.Context, take func(domain.UUID) (release func())) error {
 	c, err := l.connect(ctx)
 	if err != nil {
 		return err
 	}
-	return c.RemoveKeys(ctx, keyUsage, func(usage string) bool {
+	return c.RemoveKeys(ctx, keyUsage, func(usage string) func() {
 		text, _, _ := strings.Cut(strings.TrimPrefix(usage, keyUsage), "/")
 		id, err := domain.ParseUUID(text)
-		return err != nil || !inUse(id)
+		if err != nil {
+			return func() {} // of no domain
+		}
+		return take(id)
 	})
 }

@@ -65,7 +65,7 @@ func (nothing) Destroy(context.Context, domain.UUID) error                { retu
 func (nothing) Runs(context.Context, domain.UUID, *uint32) (bool, error)  { return false, nil }
 func (nothing) Autostart(context.Context, domain.UUID) (bool, error)      { return false, errNothing }
 func (nothing) RemoveKeys(context.Context, domain.UUID) error             { return errNothing }
-func (nothing) SweepKeys(context.Context, func(domain.UUID) bool) error   { return errNothing }
+func (nothing) SweepKeys(context.Context, func(domain.UUID) func()) error { return errNothing }
 func (nothing) PutKey(context.Context, domain.UUID, string, proof.Secret) error {
 	return errNothing
 }
@@ -154,6 +154,7 @@ func (p *pki) files(dir, name string, c tls.Certificate) (cert, key string) {
 
 type rig struct {
 	t      *testing.T
+	daemon *hostd.Daemon
 	server *Server
 	pki    *pki
 	tcp    string
@@ -205,7 +206,7 @@ func newRig(t *testing.T) *rig {
 			t.Error(err)
 		}
 	})
-	return &rig{t: t, server: s, pki: p, tcp: listeners[1].Addr().String(), unix: c.API.Socket}
+	return &rig{t: t, daemon: d, server: s, pki: p, tcp: listeners[1].Addr().String(), unix: c.API.Socket}
 }
 
 // client speaks over TLS with a certificate, or none.

@@ -136,6 +136,23 @@ func TestLook(t *testing.T) {
 			}
 		})
 	}
+	t.Run("volume, other numbers", func(t *testing.T) {
+		// A file server that is mounted a second time for QEMU, or mounted anew: the path is all that both know.
+		stale := NewIndex(ask.Registry{Volumes: []ask.Volume{{Path: volume, Dev: 1, Ino: 1}}})
+		cmd := start(t, "qemu-system-x86_64", volume)
+		p := find(look(t, stale).Emulators, cmd.Process.Pid)
+		if p == nil {
+			t.Fatal("not seen")
+		}
+		if why, shows := stale.Why(p); why != ByVolume || shows != volume {
+			t.Errorf("%q (%s), want %q", why, shows, ByVolume)
+		}
+		// In a container the same path is another file.
+		p.SameRoot = false
+		if why, _ := stale.Why(p); why != "" {
+			t.Errorf("by a path below another root: %q", why)
+		}
+	})
 	t.Run("no emulator", func(t *testing.T) {
 		cmd := start(t, "qemu-img", volume, "-uuid", uuid)
 		s := look(t, x)

@@ -25,15 +25,17 @@ type Index struct {
 	uuids  map[[16]byte]bool
 	files  map[[2]uint64]string
 	blocks map[uint64]string
+	paths  map[string]bool
 }
 
 // NewIndex reads the registry. A volume that is a block device counts by its device number, since QEMU may have a node of its own for it.
 func NewIndex(r ask.Registry) *Index {
-	x := &Index{all: r.All, uuids: map[[16]byte]bool{}, files: map[[2]uint64]string{}, blocks: map[uint64]string{}}
+	x := &Index{all: r.All, uuids: map[[16]byte]bool{}, files: map[[2]uint64]string{}, blocks: map[uint64]string{}, paths: map[string]bool{}}
 	for _, u := range r.UUIDs {
 		x.uuids[u] = true
 	}
 	for _, v := range r.Volumes {
+		x.paths[v.Path] = true
 		if v.Dev != 0 || v.Ino != 0 {
 			x.files[[2]uint64{v.Dev, v.Ino}] = v.Path
 		}
@@ -78,6 +80,11 @@ func (x *Index) Why(p *Process) (why Reason, shows string) {
 	for _, f := range p.Open {
 		if path, is := x.Volume(f); is {
 			return ByVolume, path
+		}
+		// A path alone says something to those alone who have the same root: a container has a /var/lib/libvirt of its own. It finds what the numbers
+		// do not, a file server mounted twice above all.
+		if p.SameRoot && f.Block == 0 && x.paths[f.Path] {
+			return ByVolume, f.Path
 		}
 	}
 	switch {

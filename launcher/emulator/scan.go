@@ -39,6 +39,8 @@ type Process struct {
 	UUIDs [][16]byte // that its arguments give the guest; empty unless it is an emulator
 	Guest bool       // its arguments give the guest Troth's channel
 	Open  []File
+	// SameRoot says that its root directory is ours, so that its paths mean what ours mean, but for what is mounted for it alone.
+	SameRoot bool
 }
 
 // Emulator says whether it runs a guest.
@@ -155,6 +157,9 @@ func (p *Process) identify(dir string) error {
 		return err
 	}
 	p.UID = st.Uid
+	var ours, its syscall.Stat_t
+	err := errors.Join(syscall.Stat("/", &ours), syscall.Stat(dir+"/root/", &its))
+	p.SameRoot = err == nil && ours.Dev == its.Dev && ours.Ino == its.Ino
 	args, err := arguments(dir)
 	p.UUIDs, p.Guest = identities(args), hasChannel(args)
 	return err

@@ -102,9 +102,16 @@ func mustBeActive(d *libvirt.Domain) error {
 	return err
 }
 
-// Define makes xml the persistent definition; a running guest goes on unchanged.
+// Define makes xml the persistent definition; a running guest goes on unchanged. Of definitions of one domain the later call is the later one,
+// also if libvirt answers the earlier so late that its caller has given up: a definition that was put back is not covered by one that lands after it.
 func (v *Virt) Define(ctx context.Context, xml []byte) error {
-	return v.call(ctx, "define", "", func(c *libvirt.Connect) error {
+	uuid := uuidIn(xml)
+	return v.call(ctx, "define", uuid, func(c *libvirt.Connect) error {
+		free, err := v.turn(ctx, uuid)
+		if err != nil {
+			return err
+		}
+		defer free()
 		d, err := c.DomainDefineXMLFlags(string(xml), 0)
 		if err != nil {
 			return err
@@ -116,8 +123,17 @@ func (v *Virt) Define(ctx context.Context, xml []byte) error {
 // Undefine removes the persistent definition and keeps the firmware's variables. ErrState while a managed save
 // image stands: that is somebody's guest.
 func (v *Virt) Undefine(ctx context.Context, uuid string) error {
-	return v.on(ctx, "undefine", uuid, func(d *libvirt.Domain) error {
-		return d.UndefineFlags(libvirt.DOMAIN_UNDEFINE_KEEP_NVRAM)
+	return v.call(ctx, "undefine", uuid, func(c *libvirt.Connect) error {
+		free, err := v.turn(ctx, uuid)
+		if err != nil {
+			return err
+		}
+		defer free()
+		d, err := c.LookupDomainByUUIDString(uuid) // only now: an earlier definition may just have made it
+		if err != nil {
+			return err
+		}
+		return errors.Join(d.UndefineFlags(libvirt.DOMAIN_UNDEFINE_KEEP_NVRAM), d.Free())
 	})
 }
 

@@ -81,6 +81,10 @@ func wrap(op, uuid string, err error) error {
 	if err == nil {
 		return nil
 	}
+	var own *Error
+	if errors.As(err, &own) {
+		return own // libvirt was not asked
+	}
 	e := &Error{Op: op, UUID: uuid, Message: err.Error()}
 	var lv libvirt.Error
 	if !errors.As(err, &lv) {

@@ -20,7 +20,7 @@ func virsh(t *testing.T, args ...string) (string, error) {
 // TestKey: a key is private and ephemeral, takes the place of whatever stood there, and goes by its domain.
 func TestKey(t *testing.T) {
 	n := newNode(t)
-	all := func(string) bool { return true }
+	all := func(string) func() { return func() {} }
 	must(t, n.virt.RemoveKeys(n.deadline(), "troth/", all)) // there is none
 
 	// Somebody waits under the UUID with a secret that shows what is put into it.
@@ -41,7 +41,12 @@ func TestKey(t *testing.T) {
 	}
 
 	must(t, n.virt.RemoveKeys(n.deadline(), "troth/11111111-", all))
-	must(t, n.virt.RemoveKeys(n.deadline(), "troth/", func(usage string) bool { return usage != keyUsage }))
+	must(t, n.virt.RemoveKeys(n.deadline(), "troth/", func(usage string) func() {
+		if usage == keyUsage {
+			return nil
+		}
+		return func() {}
+	}))
 	if _, err := virsh(t, "secret-dumpxml", keyID); err != nil {
 		t.Error("the key of another domain was removed")
 	}

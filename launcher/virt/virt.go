@@ -56,6 +56,7 @@ type Virt struct {
 	watches map[*Watch]struct{}
 	work    sync.WaitGroup // redial and retire
 	stop    chan struct{}
+	turns   map[string]chan struct{} // by UUID: closed when the call about the definition has returned
 }
 
 // session is one open connection. Its C object is counted by libvirt: now holds one count, each call its own.
@@ -92,7 +93,7 @@ func Connect(ctx context.Context, uri string, log *slog.Logger) (*Virt, error) {
 	}
 	v := &Virt{
 		uri: uri, log: log, slots: make(chan struct{}, maxCalls),
-		watches: map[*Watch]struct{}{}, stop: make(chan struct{}),
+		watches: map[*Watch]struct{}{}, stop: make(chan struct{}), turns: map[string]chan struct{}{},
 	}
 	s, err := v.acquire(ctx)
 	if err != nil {

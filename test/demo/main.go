@@ -52,8 +52,8 @@ func run(ctx context.Context, build, only string) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			// What the daemons said is worth more than a clean directory; the next lab removes it.
-			fmt.Fprintf(os.Stderr, "demo: the lab's logs stay in %s/log\n", l.Dir())
+			// What the daemons said is worth more than a clean directory.
+			fmt.Fprintf(os.Stderr, "demo: the lab's logs stay in %s/log; remove %s when you have read them\n", l.Dir(), l.Dir())
 			err = errors.Join(err, l.Keep())
 			return
 		}

@@ -235,6 +235,14 @@ func recordInit(dir string, pid int) error {
 	return nil
 }
 
+// keep takes a directory from those that removeStale removes: from now on it is nobody's but a person's.
+func keep(dir string) error {
+	if err := os.Remove(filepath.Join(dir, markerFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot keep the lab's directory: %w", err)
+	}
+	return nil
+}
+
 // removeStale removes the directories that earlier labs left in the directory for temporary files. Those in use are
 // passed by; so are those that somebody else removes at the same moment.
 func removeStale(parent string) error {

@@ -22,7 +22,7 @@ func ForTest(ctx context.Context, t testing.TB, o Options) *Lab {
 	t.Cleanup(func() {
 		end := l.Close
 		if t.Failed() {
-			t.Logf("the lab's logs stay in %s", l.Dir())
+			t.Logf("the lab's logs stay in %s/log, and its hosts' files beside it: remove %s when you have read them", l.Dir(), l.Dir())
 			end = l.Keep
 		}
 		if err := end(); err != nil {

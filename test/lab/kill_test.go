@@ -296,6 +296,36 @@ func TestLabDirectory(t *testing.T) {
 	}
 }
 
+// TestKeptDirectory: what a failed test leaves to be read outlives the labs that come after it, and what a killed one leaves does not.
+func TestKeptDirectory(t *testing.T) {
+	parent := t.TempDir()
+	left := map[string]string{}
+	for _, name := range []string{"kept", "killed"} {
+		dir := filepath.Join(parent, tempPrefix+name)
+		lock, err := claim(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left[name] = filepath.Join(dir, "log/hostd")
+		if err := writeFile(left[name], "why", 0o644); err != nil {
+			t.Fatal(err)
+		}
+		lock.Close()
+	}
+	if err := keep(filepath.Join(parent, tempPrefix+"kept")); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeStale(parent); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left["kept"]); err != nil {
+		t.Errorf("the next lab removed what was kept: %v", err)
+	}
+	if _, err := os.Stat(left["killed"]); !os.IsNotExist(err) {
+		t.Errorf("the next lab left what a killed one left: %v", err)
+	}
+}
+
 // TestLabCommand checks that a command in a node is as good as one outside: files, status, signals, end by context.
 func TestLabCommand(t *testing.T) {
 	l := newLab(t, Options{Until: Namespaces})

@@ -67,6 +67,7 @@ type Lab struct {
 	options Options
 	hosts   []*Host
 	dir     string
+	own     bool     // dir is one that we made for ourselves
 	lock    *os.File // nil for a lab that we attached to
 	spawner *spawner
 	tools   *Node // where programs of the machine run that the lab itself needs; nil until one is
@@ -111,7 +112,8 @@ func prepare(o Options) (*Lab, error) {
 			return nil, err
 		}
 	}
-	if o.Dir == "" {
+	own := o.Dir == ""
+	if own {
 		if err := removeStale(os.TempDir()); err != nil {
 			return nil, err
 		}
@@ -134,7 +136,7 @@ func prepare(o Options) (*Lab, error) {
 		lock.Close()
 		return nil, err
 	}
-	return &Lab{options: o, dir: o.Dir, lock: lock, spawner: s}, nil
+	return &Lab{options: o, dir: o.Dir, own: own, lock: lock, spawner: s}, nil
 }
 
 // build goes through the stages.
@@ -340,12 +342,15 @@ func (l *Lab) Close() error {
 	return remove(l.dir)
 }
 
-// Keep ends the lab and leaves its directory, which the next lab there will remove.
+// Keep ends the lab and leaves its directory: for good if the lab made it for itself, else until the next lab there.
 func (l *Lab) Keep() error {
 	if l.lock == nil {
 		return errNotOwner
 	}
-	return l.end()
+	if err := l.end(); err != nil || !l.own {
+		return err
+	}
+	return keep(l.dir)
 }
 
 func (l *Lab) end() error {

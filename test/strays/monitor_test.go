@@ -42,7 +42,7 @@ func (s *stage) whileLaunched(ctx context.Context, t *testing.T) {
 	rest()
 	s.Do(ctx, t, s.Engine, nil, "domain", "start", "--wait", uuid)
 	s.Do(ctx, t, s.Engine, nil, "domain", "stop", uuid)
-	s.untouched(ctx, t)
+	s.untouched(ctx, t, 0)
 }
 
 // whileStarted is the same for a domain that another client starts.
@@ -68,7 +68,7 @@ func (s *stage) whileStarted(ctx context.Context, t *testing.T) {
 	}
 	rest()
 	s.Do(ctx, t, s.Engine, nil, "domain", "remove", uuid)
-	s.untouched(ctx, t)
+	s.untouched(ctx, t, 0)
 }
 
 // pester gives monitor commands to a guest until the function that it returns is called.

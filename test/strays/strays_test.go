@@ -87,29 +87,65 @@ func (s *stage) logged(t *testing.T, from int) string {
 	return string(b[min(from, len(b)):])
 }
 
-// untouched demands that the honest guest and the untrusted one run on.
-func (s *stage) untouched(ctx context.Context, t *testing.T) {
+// untouched demands that the honest guest and the untrusted one run on; where they do not, it tells all that anybody said of them since.
+func (s *stage) untouched(ctx context.Context, t *testing.T, from int) {
 	t.Helper()
+	wrong := false
 	var d struct{ State string }
 	s.Do(ctx, t, s.Engine, &d, "domain", "show", goodUUID)
 	if d.State != "proved" {
+		wrong = true
 		t.Errorf("the honest guest is %s", d.State)
 	}
 	for _, name := range []string{"good", "untrusted"} {
 		if state := strings.TrimSpace(scene.Must[string](t)(s.Host.Virsh(ctx, "domstate", name))); state != "running" {
+			wrong = true
 			t.Errorf("%s is %s", name, state)
 		}
 	}
+	if !wrong {
+		return
+	}
+	for _, ask := range []string{"show", "why"} {
+		answer, err := s.Engine.Text(ctx, s.Host, "domain", ask, goodUUID)
+		t.Logf("domain %s: %+v, %v", ask, answer, err)
+	}
+	t.Logf("hostd said since: %s", s.logged(t, from))
+	for _, name := range []string{"good", "untrusted"} {
+		out, err := s.Host.Exec(ctx, "tail", "-c", "4000", "/var/log/libvirt/qemu/"+name+".log")
+		t.Logf("QEMU's log of %s: %s%v", name, out, err)
+	}
 }
 
-// ended starts a stray by a shell script on the host and waits until hostd has found it for the reason and it is gone. The stray is what has tag
-// on its command line.
-func (s *stage) ended(ctx context.Context, t *testing.T, reason, tag, script string) {
+// stray is a guest that goes round the gate.
+type stray struct {
+	reason string // why hostd takes it for a trusted one
+	who    string // what hostd's log says of it and of no other guest; empty: the number of its process, which the script prints (byHand)
+	tag    string // on its command line
+	script string
+}
+
+// foundIn says whether the log tells of this stray.
+func (r *stray) foundIn(log, said string) bool {
+	who := r.who
+	if m := regexp.MustCompile(`(?m)^stray is (\d+)$`).FindStringSubmatch(said); who == "" && m != nil {
+		who = `where="process ` + m[1] + "/"
+	}
+	for line := range strings.Lines(log) {
+		if who != "" && strings.Contains(line, who) && strings.Contains(line, "trusted_by="+r.reason) {
+			return true
+		}
+	}
+	return false
+}
+
+// ended starts a stray by a shell script on the host and waits until hostd has found it for the reason and it is gone.
+func (s *stage) ended(ctx context.Context, t *testing.T, r stray) {
 	t.Helper()
 	from := len(s.logged(t, 0))
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	cmd := s.Host.Command(ctx, "sh", "-c", script)
+	cmd := s.Host.Command(ctx, "sh", "-c", r.script)
 	said := scene.Must[*os.File](t)(os.Create(filepath.Join(t.TempDir(), "said")))
 	defer said.Close()
 	cmd.Stdout, cmd.Stderr = said, said
@@ -119,10 +155,10 @@ func (s *stage) ended(ctx context.Context, t *testing.T, reason, tag, script str
 		t.Fatal(err)
 	}
 	took := scene.Within(t, byScan, begun, func() error {
-		if !strings.Contains(s.logged(t, from), "trusted_by="+reason) {
+		if !r.foundIn(s.logged(t, from), out()) {
 			return errors.New("not found yet: " + s.logged(t, from) + out())
 		}
-		if left, err := s.Host.Exec(ctx, "pgrep", "-f", "qemu-system.*"+tag); err == nil {
+		if left, err := s.Host.Exec(ctx, "pgrep", "-f", "qemu-system.*"+r.tag); err == nil {
 			return errors.New("found, and it still runs: " + left)
 		}
 		return nil
@@ -132,7 +168,7 @@ func (s *stage) ended(ctx context.Context, t *testing.T, reason, tag, script str
 		t.Logf("the script ended: %v: %s", err, out())
 	}
 	t.Logf("gone %v after it was asked for", took.Round(time.Millisecond))
-	s.untouched(t.Context(), t)
+	s.untouched(t.Context(), t, from)
 }
 
 // private runs a script on the host in a mount namespace where libvirt's folders are empty: another libvirt, without our hook.
@@ -157,28 +193,31 @@ func TestAttack(t *testing.T) {
 	t.Run("L-QMP", func(t *testing.T) { s.monitor(ctx, t) })
 }
 
-const byHand = "exec qemu-system-x86_64 -S -nodefaults -display none -machine q35,accel=tcg -m 64 "
+// byHand becomes QEMU, so that the shell's number is QEMU's.
+const byHand = "echo stray is $$; exec qemu-system-x86_64 -S -nodefaults -display none -machine q35,accel=tcg -m 64 "
 
 func (s *stage) reconcile(ctx context.Context, t *testing.T) {
-	t.Run("by hand, twin of a running guest", func(t *testing.T) { s.ended(ctx, t, "uuid", "-name twin", byHand+"-name twin -uuid "+goodUUID) })
+	t.Run("by hand, twin of a running guest", func(t *testing.T) {
+		s.ended(ctx, t, stray{"uuid", "", "-name twin", byHand + "-name twin -uuid " + goodUUID})
+	})
 	t.Run("twin of another user, started again and again", func(t *testing.T) { s.respawned(ctx, t) })
 	t.Run("by hand, its disk", func(t *testing.T) {
-		s.ended(ctx, t, "volume", "-name thief", byHand+"-name thief -drive if=none,format=raw,file.filename="+goodDisk+",file.locking=off")
+		s.ended(ctx, t, stray{"volume", "", "-name thief", byHand + "-name thief -drive if=none,format=raw,file.filename=" + goodDisk + ",file.locking=off"})
 	})
 	t.Run("by hand, renamed and removed", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "-name renamed", "cp /usr/bin/qemu-system-x86_64 /tmp/qemu-system-other; (sleep 1; rm /tmp/qemu-system-other) & cd /tmp; "+
-			strings.Replace(byHand, "qemu-system-x86_64", "/tmp/qemu-system-other", 1)+"-L /usr/share/qemu -L /usr/share/seabios -name renamed --uuid "+restingUUID)
+		s.ended(ctx, t, stray{"uuid", "", "-name renamed", "cp /usr/bin/qemu-system-x86_64 /tmp/qemu-system-other; (sleep 1; rm /tmp/qemu-system-other) & cd /tmp; " +
+			strings.Replace(byHand, "qemu-system-x86_64", "/tmp/qemu-system-other", 1) + "-L /usr/share/qemu -L /usr/share/seabios -name renamed --uuid " + restingUUID})
 	})
 	resting := s.File(t, s.xml(lab.Domain{Name: "resting", UUID: restingUUID}))
 	t.Run("virt-qemu-run", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "guest=resting", private("mkdir -p /tmp/embedded/etc; cp /etc/libvirt/qemu.conf /tmp/embedded/etc/; exec virt-qemu-run -r /tmp/embedded "+resting))
+		s.ended(ctx, t, stray{"uuid", restingUUID, "guest=resting", private("mkdir -p /tmp/embedded/etc; cp /etc/libvirt/qemu.conf /tmp/embedded/etc/; exec virt-qemu-run -r /tmp/embedded " + resting)})
 	})
 	t.Run("second libvirtd", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "guest=resting", private("libvirtd --pid-file /run/libvirt/second.pid & until virsh -q -c qemu:///system version; do sleep 0.1; done; virsh -q -c qemu:///system create "+resting+"; wait"))
+		s.ended(ctx, t, stray{"uuid", restingUUID, "guest=resting", private("libvirtd --pid-file /run/libvirt/second.pid & until virsh -q -c qemu:///system version; do sleep 0.1; done; virsh -q -c qemu:///system create " + resting + "; wait")})
 	})
 	t.Run("session daemon", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "guest=resting", private("mkdir /run/libvirt/x; chmod 777 /run/libvirt/x /var/log/libvirt/qemu; export HOME=/run/libvirt/x XDG_RUNTIME_DIR=/run/libvirt/x; "+
-			"exec setpriv --reuid nobody --regid nogroup --clear-groups sh -c \"libvirtd & until virsh -q -c qemu:///session version; do sleep 0.1; done; virsh -q -c qemu:///session create "+resting+"; wait\""))
+		s.ended(ctx, t, stray{"uuid", restingUUID, "guest=resting", private("mkdir /run/libvirt/x; chmod 777 /run/libvirt/x /var/log/libvirt/qemu; export HOME=/run/libvirt/x XDG_RUNTIME_DIR=/run/libvirt/x; " +
+			"exec setpriv --reuid nobody --regid nogroup --clear-groups sh -c \"libvirtd & until virsh -q -c qemu:///session version; do sleep 0.1; done; virsh -q -c qemu:///session create " + resting + "; wait\"")})
 	})
 	t.Run("by the reaper", func(t *testing.T) {
 		s.Sh(ctx, t, "mkdir -p /run/troth-reaper")
@@ -197,7 +236,7 @@ func (s *stage) reconcile(ctx context.Context, t *testing.T) {
 			_, err := os.Stat(s.Host.Path("/run/troth-reaper/socket"))
 			return err
 		})
-		s.ended(ctx, t, "uuid", "-name reaped", byHand+"-name reaped -uuid "+restingUUID)
+		s.ended(ctx, t, stray{"uuid", "", "-name reaped", byHand + "-name reaped -uuid " + restingUUID})
 		stop()
 		if err := reaper.Wait(); err != nil {
 			t.Log(err)
@@ -225,15 +264,20 @@ func (s *stage) mark(ctx context.Context, t *testing.T) {
 		return "virsh -q -c qemu:///system create " + s.File(t, s.xml(d))
 	}
 	t.Run("mark stripped", func(t *testing.T) {
-		s.ended(ctx, t, "uuid", "guest=resting", create(lab.Domain{Name: "resting", UUID: restingUUID}))
+		s.ended(ctx, t, stray{"uuid", restingUUID, "guest=resting", create(lab.Domain{Name: "resting", UUID: restingUUID})})
 	})
 	t.Run("UUID changed", func(t *testing.T) {
-		s.ended(ctx, t, "mark", "guest=marked", create(lab.Domain{Name: "marked", UUID: "10000000-0000-4000-8000-00000000b001",
-			MetadataText: `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`}))
+		s.ended(ctx, t, stray{"mark", "10000000-0000-4000-8000-00000000b001", "guest=marked", create(lab.Domain{Name: "marked", UUID: "10000000-0000-4000-8000-00000000b001",
+			MetadataText: `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`})})
 	})
 	t.Run("volume by another path", func(t *testing.T) {
-		s.ended(ctx, t, "volume", "guest=thief", create(lab.Domain{Name: "thief", UUID: "10000000-0000-4000-8000-00000000b002",
-			Disks: []lab.Disk{{Source: images + "hard.raw", Format: "raw"}}}))
+		s.ended(ctx, t, stray{"volume", images + "owned.raw (pid ", "guest=thief", create(lab.Domain{Name: "thief", UUID: "10000000-0000-4000-8000-00000000b002",
+			Disks: []lab.Disk{{Source: images + "hard.raw", Format: "raw"}}})})
+	})
+	t.Run("volume put back from a backup", func(t *testing.T) {
+		s.Sh(ctx, t, "cd "+images+" && cp owned.raw back.raw && mv back.raw owned.raw && ln -f owned.raw hard.raw")
+		s.ended(ctx, t, stray{"volume", images + "owned.raw (pid ", "guest=heir", create(lab.Domain{Name: "heir", UUID: "10000000-0000-4000-8000-00000000b004",
+			Disks: []lab.Disk{{Source: images + "hard.raw", Format: "raw"}}})})
 	})
 }
 
@@ -244,7 +288,7 @@ func (s *stage) breaks(ctx context.Context, t *testing.T, reaction, says, strike
 	name, uuid := fmt.Sprintf("drift%d", s.n), fmt.Sprintf("10000000-0000-4000-8000-%012x", 0xc000+s.n)
 	disk := images + name + ".raw"
 	s.launch(ctx, t, name, uuid, reaction, disk)
-	begun := time.Now()
+	from, begun := len(s.logged(t, 0)), time.Now()
 	s.Sh(ctx, t, strings.NewReplacer("@NAME@", name, "@DISK@", disk).Replace(strike))
 	struck := time.Since(begun)
 	var d struct {
@@ -284,7 +328,7 @@ func (s *stage) breaks(ctx context.Context, t *testing.T, reaction, says, strike
 		t.Errorf("launched anew, it is %s", d.State)
 	}
 	s.Do(ctx, t, s.Engine, nil, "domain", "stop", uuid)
-	s.untouched(ctx, t)
+	s.untouched(ctx, t, from)
 }
 
 // confirmation is what verdicts name of the host's TLS key.

@@ -59,5 +59,5 @@ func (s *stage) respawned(ctx context.Context, t *testing.T) {
 		return nil
 	})
 	s.Do(ctx, t, s.Engine, nil, "domain", "remove", uuid)
-	s.untouched(ctx, t)
+	s.untouched(ctx, t, 0)
 }
