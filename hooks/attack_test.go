@@ -376,7 +376,7 @@ func attackMark(t *testing.T) {
 		"other folder":     domain(otherID, "", `<filesystem type='mount'><source dir='`+dir+`/empty'/><target dir='`+dir+`'/></filesystem>`),
 		"other argument":   domain(otherID, "", `<qemu:arg value='file=`+other+`,if=virtio'/>`),
 		"other of a pool":  domain(otherID, "", `<disk type='volume'><source pool='ours' volume='other.img'/></disk>`),
-		"carriage returns": strings.Replace(domain(otherID, "<description>a\rb\r\n</description>", ""), "\n", "\r\n", 0),
+		"carriage returns": domain(otherID, "<description>a\rb\r\n</description>", ""),
 		"name of a volume": domain(otherID, "", `<disk type='volume'><source pool='theirs' volume='disk.img'/></disk>`),
 		"slashless name":   domain(otherID, "", disk("slashless")),
 		"longer path":      domain(otherID, "", `<disk><source file='json:{"filename":"`+image+`2"}'/></disk>`),
