@@ -19,13 +19,6 @@ import (
 // judgedIn is how long a guest that another client started may run until it is proved or gone: what hostd's comparing takes, and no more.
 const judgedIn = 5 * time.Second
 
-// A QEMU that is started a moment after its forerunner was destroyed ends without a word about once in some hundred times on a busy host, and hostd has no
-// part in it (its log says only that libvirt gave up the start). Nothing unjudged has started then; but it must stay rare.
-const (
-	died   = "QEMU ended at its start"
-	mayDie = 5
-)
-
 // race is two clients at one armed domain: one defines it anew again and again, the other starts it.
 type race struct {
 	s               *stage
@@ -138,9 +131,6 @@ func (r *race) pair(ctx context.Context, t *testing.T, forms ...string) bool {
 	}
 	_, line, ok := strings.Cut(err.Error(), "troth: refused: ")
 	code, _, _ := strings.Cut(line, "\n")
-	if !ok && strings.Contains(err.Error(), "qemu unexpectedly closed the monitor") && r.ends[died] < mayDie {
-		ok, code = true, died
-	}
 	if !ok {
 		t.Fatalf("the start failed, and not by the hook: %v", err)
 	}
