@@ -68,7 +68,7 @@ func compareProcess(p *Process, h *held, c *domain.Config, user *uint32, restore
 	if refusal := compareLoads(p, restored); refusal != nil {
 		return refusal
 	}
-	known := map[string]bool{c.Boot.NVRAM: true}
+	known := map[string]bool{}
 	for _, i := range h.images {
 		known[i.path] = true
 		want, device := i.File()
@@ -126,7 +126,7 @@ func (h *held) has(f File) bool {
 	return false
 }
 
-// ownFile says that QEMU or libvirt has the file open for itself: the guest's memory, its variable store, logs and the process id. Everything else
+// ownFile says that QEMU or libvirt has the file open for itself: the guest's memory, logs and the process id. Everything else
 // is what an image pointed at behind our back.
 func ownFile(path string, c *domain.Config) bool {
 	for _, s := range c.Serials {
@@ -135,7 +135,7 @@ func ownFile(path string, c *domain.Config) bool {
 		}
 	}
 	libvirts := strings.HasPrefix(path, "/var/log/libvirt/") && strings.HasSuffix(path, ".log") || strings.HasPrefix(path, "/run/libvirt/") && strings.HasSuffix(path, ".pid")
-	return libvirts || path == c.Boot.NVRAM || strings.HasPrefix(path, "/memfd:")
+	return libvirts || strings.HasPrefix(path, "/memfd:")
 }
 
 func find(files []File, is func(File) bool) *File {

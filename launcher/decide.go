@@ -357,59 +357,6 @@ func configurationSame(f *Facts) *proof.Refusal {
 	return nil
 }
 
-// everythingMeasured: whatever the configuration boots or reads has a digest.
-func everythingMeasured(f *Facts) *proof.Refusal {
-	if f.Config == nil || f.Measured == nil {
-		return nil
-	}
-	b, m := f.Config.Boot, f.Measured
-	if b.Firmware != "" && m.Firmware == nil {
-		return unmeasured(b.Firmware)
-	}
-	if b.Kernel != "" && (m.Kernel == nil || m.CommandLine == nil) {
-		return unmeasured(b.Kernel)
-	}
-	if b.Initrd != "" && m.Initrd == nil {
-		return unmeasured(b.Initrd)
-	}
-	found := map[string]proof.StatementDisk{}
-	for _, d := range m.Disks {
-		found[d.Target] = d
-	}
-	for _, d := range f.Config.Disks {
-		if d.Source != "" && (d.ReadOnly || d.Encryption != "") && found[d.Target].Digest == nil {
-			return unmeasured(d.Source)
-		}
-		if len(d.Backing) > 0 && !d.ReadOnly && found[d.Target].Backing == nil {
-			return unmeasured(d.Backing[0].Source)
-		}
-	}
-	return nil
-}
-
-// imagesSame: the statement says what was measured, and no image changed since.
-func imagesSame(f *Facts) *proof.Refusal {
-	if len(f.Recheck) > 0 {
-		return proof.First(f.Recheck)
-	}
-	if f.Measured == nil || f.Statement == nil {
-		return nil
-	}
-	m, s := f.Measured, f.Statement.Measurements
-	for _, p := range []struct {
-		name      string
-		want, got *proof.Digest
-	}{{"firmware", m.Firmware, s.Firmware}, {"kernel", m.Kernel, s.Kernel}, {"initrd", m.Initrd, s.Initrd}, {"command line", m.CommandLine, s.CommandLine}} {
-		if want, got := text(p.want), text(p.got); want != got {
-			return proof.Refuse(proof.ImageChanged, "the statement says another digest than was measured", proof.Fact{Name: p.name, Want: want, Got: got})
-		}
-	}
-	if want, got := disks(m.Disks), disks(f.Statement.Disks); want != got {
-		return proof.Refuse(proof.ImageChanged, "the statement says other disks than were measured", proof.Fact{Name: "disks", Want: want, Got: got})
-	}
-	return nil
-}
-
 // savedSame: a restore goes on from the image that was saved, and the statement says so; nothing else has one.
 func savedSame(f *Facts) *proof.Refusal {
 	want := "none"

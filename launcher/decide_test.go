@@ -175,6 +175,11 @@ var decideTable = []struct {
 		f.Measured.Disks = append(slices.Clone(f.Measured.Disks), top)
 		f.Statement.Disks = f.Measured.Disks
 	}},
+	{"variable store not measured", proof.ImageNotMeasured, func(f *Facts) {
+		c := *f.Config
+		c.Boot.NVRAM = "/images/g1.fd"
+		f.Config, f.Statement.Configuration = &c, c.Digest()
+	}},
 	{"disk not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Disks[0].Digest = nil }},
 	{"statement of another kernel", proof.ImageChanged, func(f *Facts) { f.Statement.Measurements.Kernel = &proof.Digest{8} }},
 	{"statement of other disks", proof.ImageChanged, func(f *Facts) { f.Statement.Disks = nil }},

@@ -17,7 +17,7 @@ type layered struct {
 	layers []*proof.Digest // of the files' contents; nil: only held
 }
 
-// disksOf lists the domain's disks in the order in which a statement has them. What lies below a disk is only read, so it is always hashed; the
+// disksOf lists the domain's disks, and the variable store of its firmware, in the order in which a statement has them. What lies below a disk is only read, so it is always hashed; the
 // top of a writable one is at the first link, when it still is what the tenant put there.
 func disksOf(c *domain.Config, first bool) []*layered {
 	var all []*layered
@@ -47,6 +47,12 @@ func disksOf(c *domain.Config, first bool) []*layered {
 			}
 			k.files = append(k.files, f)
 		}
+		all = append(all, k)
+	}
+	if store := c.Boot.NVRAM; store != "" {
+		// Small, so that it is hashed at every link: the token says only what it was at the first, but everybody can see what it was at each.
+		k := &layered{disk: proof.StatementDisk{Target: proof.VariableStore, Mode: proof.DiskInitial}, layers: make([]*proof.Digest, 1)}
+		k.files = []wanted{{path: store, role: roleDisk, target: proof.VariableStore, format: "raw", digest: &k.layers[0], measure: true, writes: true}}
 		all = append(all, k)
 	}
 	slices.SortFunc(all, func(a, b *layered) int { return strings.Compare(a.disk.Target, b.disk.Target) })

@@ -21,7 +21,7 @@ type heldImage struct {
 	path   string
 	hashed *proof.Digest  // when it was measured; nil: only held
 	sealed *proof.Digest  // of the LUKS header of a sealed disk
-	role   string         // "-kernel", "-initrd", "firmware", "nvram", "disk"
+	role   string         // "-kernel", "-initrd", "firmware", "disk"
 	target string         // of a disk
 	writes bool           // the guest writes to it
 	format string         // of a disk's layer
@@ -112,7 +112,7 @@ func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, 
 			image, err = l.Images.Open(f.path)
 		}
 		if err != nil {
-			return nil, errors.Join(err, h.close())
+			return nil, errors.Join(storeMissing(f, err), h.close())
 		}
 		if f.role == roleDisk {
 			// What its header points at is what the domain names below it, or nothing.
@@ -136,6 +136,15 @@ func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, 
 		before += size
 	}
 	return h, nil
+}
+
+// storeMissing says what to do where there is no variable store: libvirt would make it from a template at the start, and nobody would have measured it.
+func storeMissing(f wanted, err error) error {
+	var r *proof.Refusal
+	if f.target == proof.VariableStore && errors.As(err, &r) && r.Code == proof.ImageNotMeasured {
+		r.Remedy = "See that the variable store is a regular file that is there before the launch: copy the template to its path. " + r.Remedy
+	}
+	return err
 }
 
 // handOver opens what the guest is about to write to once more, after a last look: its times may change from now on, and it must be the very same file.

@@ -222,6 +222,10 @@ func (w *world) Process(_ context.Context, id domain.UUID, user *uint32) (p *Pro
 		}
 		name(c.Boot.Kernel, "-kernel")
 		name(c.Boot.Initrd, "-initrd")
+		name(c.Boot.Firmware, "-blockdev")
+		if name(c.Boot.NVRAM, "-blockdev"); c.Boot.NVRAM != "" {
+			p.Open = append(p.Open, File{Path: c.Boot.NVRAM, Dev: 1, Ino: inode(c.Boot.NVRAM), Writable: true})
+		}
 		for _, d := range c.Disks {
 			name(d.Source, "-blockdev")
 			p.Open = append(p.Open, File{Path: d.Source, Dev: 1, Ino: inode(d.Source), Writable: !d.ReadOnly})

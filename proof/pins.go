@@ -2,6 +2,7 @@ package proof
 
 import (
 	"fmt"
+	"slices"
 )
 
 // Modes of a disk: in a pin, what the tenant asks; in a statement, what was done.
@@ -39,7 +40,7 @@ type Pins struct {
 }
 
 // Complete reports whether the pins leave nothing of what the guest boots open:
-// kernel, initrd and command line, or firmware with at least one disk; and no
+// kernel, initrd and command line, or firmware with at least one disk beside the variable store; and no
 // interactive device. That every disk is pinned is judged against the statement.
 func (p *Pins) Complete() bool { return len(p.Lacks()) == 0 }
 
@@ -52,7 +53,7 @@ func (p *Pins) Lacks() []string {
 		}
 	}
 	if p.Firmware != nil && p.Kernel == nil && p.Initrd == nil && p.CommandLine == nil {
-		need("disks", len(p.Disks) > 0)
+		need("disks", p.Disk())
 	} else {
 		need("kernel", p.Kernel != nil)
 		need("initrd", p.Initrd != nil)
@@ -60,6 +61,11 @@ func (p *Pins) Lacks() []string {
 	}
 	need("interactive", p.Interactive == InteractiveNo)
 	return lacks
+}
+
+// Disk reports whether a disk is pinned that a guest can boot from. The variable store is none: a firmware that finds no disk boots from the network.
+func (p *Pins) Disk() bool {
+	return slices.ContainsFunc(p.Disks, func(d Disk) bool { return d.Target != VariableStore })
 }
 
 func (p *Pins) check() error {

@@ -2,6 +2,7 @@ package proof
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,6 +82,8 @@ func diskSentence(d StatementDisk) string {
 		access = "read-only"
 	}
 	switch {
+	case d.Target == VariableStore && d.Digest != nil:
+		return fmt.Sprintf("Its firmware's variables (whether it demands signatures, whose, and what it boots) were measured as %s; the guest may write to them.", d.Digest)
 	case d.Backing != nil && d.Digest == nil:
 		return fmt.Sprintf("Its disk %s (%s) was not measured; the layers below it were, as %s.", d.Target, access, d.Backing)
 	case d.Backing != nil:
@@ -112,6 +115,15 @@ func (p *Public) NotSaid() []string {
 		"It does not say that the verifier's operator is honest: whoever runs the verifier knows the nonces.",
 		"It does not say whether verdict, receipt or key were revoked since, or the chain closed or broken: ask the verifier.",
 		"It does not say anything about the platform beyond what its TPM signed.",
+	}
+	if s := p.Statement; s.Measurements.Firmware != nil {
+		at := slices.IndexFunc(s.Disks, func(d StatementDisk) bool { return d.Target == VariableStore })
+		switch {
+		case at < 0 || s.Disks[at].Digest == nil:
+			out = append(out, "It does not say what the firmware's variables were, if it keeps any: whether it demands signatures, whose, and what it boots.")
+		case s.Previous != nil:
+			out = append(out, "It does not say that the firmware's variables are as the guest left them: the token pins what they were at the first link.")
+		}
 	}
 	if p.Statement.Action == ActionMigrateIn {
 		out = append(out, "It does not say that the migration arrived: ask the verifier for the chain's `arrived`.")

@@ -43,6 +43,38 @@ func TestSentences(t *testing.T) {
 	}
 }
 
+// TestVariableStore: what is said, and what is not, of the variables of a firmware.
+func TestVariableStore(t *testing.T) {
+	for name, c := range map[string]struct {
+		change  func(*Statement)
+		said    string
+		notSaid string // empty: nothing about variables
+	}{
+		"first link": {func(s *Statement) {
+			s.Disks = append([]StatementDisk{{VariableStore, DiskInitial, false, ptr(testDigest("vars")), nil}}, s.Disks...)
+		}, "variables (whether it demands signatures, whose, and what it boots) were measured as " + testDigest("vars").String(), ""},
+		"later link": {func(s *Statement) {
+			s.Disks = append([]StatementDisk{{VariableStore, DiskInitial, false, ptr(testDigest("vars")), nil}}, s.Disks...)
+			s.Previous = ptr(testDigest("before"))
+		}, testDigest("vars").String(), "variables are as the guest left them"},
+		"not measured": {func(*Statement) {}, "", "what the firmware's variables were"},
+	} {
+		s := newScene(t)
+		s.onStatement = func(x *Statement) {
+			x.Measurements.Firmware = ptr(testDigest("firmware"))
+			c.change(x)
+		}
+		p := &sceneGenuine(t, s).Public
+		if c.said != "" && !strings.Contains(strings.Join(p.Sentences(), "\n"), c.said) {
+			t.Errorf("%s: not said: %s", name, c.said)
+		}
+		n := strings.Join(p.NotSaid(), "\n")
+		if c.notSaid == "" && strings.Contains(n, "variables") || !strings.Contains(n, c.notSaid) {
+			t.Errorf("%s: want %q in %s", name, c.notSaid, n)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	g := sceneGenuine(t, newScene(t))
 	profile := ProfileRef{"tboot", testDigest("profile")}

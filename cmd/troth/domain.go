@@ -66,6 +66,9 @@ measured apart. What a trusted domain may not have is refused here as it would b
 				}
 				v.Disks = append(v.Disks, disk)
 			}
+			if c.Boot.NVRAM != "" {
+				v.Disks = append(v.Disks, digestDisk{Target: proof.VariableStore, Source: c.Boot.NVRAM})
+			}
 			return a.answer(v, func(p *printer) { p.domainDigest(v) })
 		},
 	}

@@ -104,7 +104,7 @@ func unpinned(t *proof.Pins) []string {
 		}
 	}
 	if t.Firmware != nil && t.Kernel == nil {
-		need("--disk (what the firmware boots)", len(t.Disks) > 0)
+		need("--disk (what the firmware boots)", t.Disk())
 	} else {
 		need("--kernel", t.Kernel != nil)
 		need("--initrd", t.Initrd != nil)

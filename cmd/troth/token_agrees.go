@@ -47,7 +47,7 @@ func (d *disagreement) image(name string, pin *proof.Digest, path string, comple
 }
 
 // disks compares targets and modes: hosts state a read-only disk as immutable and
-// a writable one as initial.
+// a writable one, the firmware's variable store among them, as initial.
 func (d *disagreement) disks(c *domain.Config, p *proof.Pins) {
 	pins, layered := map[string]string{}, map[string]bool{}
 	for _, pin := range p.Disks {
@@ -71,6 +71,17 @@ func (d *disagreement) disks(c *domain.Config, p *proof.Pins) {
 			d.differ(name, mode, "read-only")
 		case mode == proof.DiskInitial && layered[disk.Target] != (len(disk.Backing) > 0):
 			d.differ(name+" layers below", yesNo(layered[disk.Target]), yesNo(len(disk.Backing) > 0))
+		}
+	}
+	if store := c.Boot.NVRAM; store != "" {
+		mode, pinned := pins[proof.VariableStore]
+		delete(pins, proof.VariableStore)
+		name := "disk " + proof.VariableStore
+		switch {
+		case !pinned && (len(p.Disks) > 0 || p.Complete()):
+			d.differ(name, "", store+" (not pinned)")
+		case pinned && (mode != proof.DiskInitial || layered[proof.VariableStore]):
+			d.differ(name, mode, "the firmware's variable store: writable, without layers below it")
 		}
 	}
 	for _, pin := range p.Disks {

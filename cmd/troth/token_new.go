@@ -53,14 +53,15 @@ check the proof's MAC or challenge the guest. Files are measured here by SHA-256
 file sha256:HEX gives a digest that you already have.
 
 A guest gets its secret only if the token pins all that it boots (kernel, initrd and command line,
-or firmware and disks), every disk, and --interactive no. A token with --secret-file is refused
+or firmware and disks), every disk, and --interactive no. The variables of a UEFI firmware count as a
+disk: --disk nvram=initial:F, with F the store as it lies at the path of <nvram> before the first start. A token with --secret-file is refused
 without these pins; without a secret and without these pins the host proves the launch and the
 guest gets nothing.`,
 		Example: `  troth token new --trust trust.json --profile gold@5f3a… --kernel vmlinuz --initrd initrd.img \
       --cmdline "console=ttyS0 quiet" --domain-xml guest.xml --interactive no --expiry 1h \
       --chain-expiry 30d --key-out nonce.key --token-out token
   troth token new --trust trust.json --profile gold.json --firmware OVMF_CODE.fd \
-      --disk vda=immutable:root.img --interactive no --secret-file disk.key --key-out nonce.key --token-out token`,
+      --disk nvram=initial:OVMF_VARS.fd --disk vda=immutable:root.img --interactive no --secret-file disk.key --key-out nonce.key --token-out token`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			o.hasCmdline = c.Flags().Changed("cmdline")
@@ -75,7 +76,7 @@ guest gets nothing.`,
 	f.StringVar(&o.initrd, "initrd", "", "pin the initrd: a file, or sha256:HEX")
 	f.StringVar(&o.cmdline, "cmdline", "", "pin the kernel's command line")
 	f.StringVar(&o.firmware, "firmware", "", "pin the firmware: a file, or sha256:HEX")
-	f.StringArrayVar(&o.disks, "disk", nil, "pin a disk: TARGET=immutable:F, =initial:F, or =sealed:F with F the LUKS volume; once for each disk")
+	f.StringArrayVar(&o.disks, "disk", nil, "pin a disk: TARGET=immutable:F, =initial:F, or =sealed:F with F the LUKS volume; once for each disk, TARGET nvram for the firmware's variable store")
 	f.StringArrayVar(&o.backing, "backing", nil, "the next layer below a disk: TARGET=F; once for each layer, from the top down")
 	f.StringVar(&o.domainXML, "domain-xml", "", "pin the configuration of this domain XML")
 	f.StringVar(&o.uuid, "uuid", "", "pin the domain's UUID")
