@@ -38,7 +38,7 @@ type target struct {
 var targets = []target{
 	{Package: "proof", Files: []string{"verify.go", "checks.go"}},
 	{Package: "verifier", Files: []string{"appraise.go"}},
-	{Package: "launcher", Files: []string{"decide.go"}, Run: "TestDecide|TestNothingIsNoPermit|TestSealed|TestLaunch$|TestDryRun"},
+	{Package: "launcher", Files: []string{"decide.go", "decide_images.go"}, Run: "TestDecide|TestNothingIsNoPermit|TestSealed|TestLaunch$|TestDryRun"},
 }
 
 type mutant struct {
