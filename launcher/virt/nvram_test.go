@@ -20,7 +20,7 @@ func TestVariableStore(t *testing.T) {
 	variables := bytes.Repeat([]byte("variable"), 128<<10/8)
 	must(t, os.WriteFile(firmware, code, 0o600))
 	must(t, os.WriteFile(store, variables, 0o600))
-	xml := bytes.Replace(n.xml(mark), []byte("</os>"), []byte("<loader readonly='yes' type='pflash'>"+firmware+"</loader><nvram template='"+n.disk+"'>"+store+"</nvram></os>"), 1)
+	xml := bytes.Replace(n.xml(mark), []byte("</os>"), []byte("<loader readonly='yes' type='pflash'>"+firmware+"</loader><nvram template='"+n.disk+"'>"+store+"</nvram></os><features><acpi/></features>"), 1)
 	must(t, n.virt.CreatePaused(n.deadline(), xml))
 	p, err := virt.FindProcess(uuid, nil)
 	must(t, err)
