@@ -54,8 +54,8 @@ func TestDescriptorsComeAndGo(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// The end of its input is heard between two turns: read waits for nothing there.
-	cmd, start := emulatorNamed(t, uuid, "echo up; while ! read -t 0; do exec 7<"+file+"; exec 7<&-; done")
+	// The end of its input is heard between two turns: read waits for nothing there. The file is open for about as long as it is closed.
+	cmd, start := emulatorNamed(t, uuid, "echo up; while ! read -t 0; do exec 7<"+file+"; for n in {1..40}; do :; done; exec 7<&-; done")
 	seen := 0
 	for n := range 3000 {
 		p, err := ReadProcess(cmd.Process.Pid, start)
@@ -77,6 +77,7 @@ func TestDescriptorsComeAndGo(t *testing.T) {
 			t.Fatalf("%d processes, %v", n, err)
 		}
 	}
+	t.Logf("the file was open %d times of 3000", seen)
 	if seen == 0 || seen == 3000 {
 		t.Errorf("the file was open %d times of 3000: it was not opened and closed", seen)
 	}
