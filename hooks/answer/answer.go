@@ -165,23 +165,11 @@ func (s *Server) judge(ctx context.Context, q ask.Question, xml []byte) (a ask.A
 	return s.Answer(ctx, q, xml)
 }
 
-// admit checks who asks (unix(7), SO_PEERCRED).
+// admit checks who asks.
 func (s *Server) admit(c net.Conn) error {
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		return errors.New("cannot tell who asks: not a unix socket")
-	}
-	raw, err := uc.SyscallConn()
+	cred, err := Peer(c)
 	if err != nil {
-		return fmt.Errorf("cannot tell who asks: %w", err)
-	}
-	var cred *syscall.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	})
-	if err = errors.Join(err, credErr); err != nil {
-		return fmt.Errorf("cannot tell who asks: %w", err)
+		return err
 	}
 	for _, uid := range s.UIDs {
 		if cred.Uid == uid {
@@ -195,4 +183,25 @@ func (s *Server) report(err error) {
 	if err != nil && s.Report != nil {
 		s.Report(err)
 	}
+}
+
+// Peer is the user and process at the other end of a unix socket, by the kernel's word (unix(7), SO_PEERCRED).
+func Peer(c net.Conn) (*syscall.Ucred, error) {
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.New("cannot tell who asks: not a unix socket")
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("cannot tell who asks: %w", err)
+	}
+	var cred *syscall.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, credErr = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	if err = errors.Join(err, credErr); err != nil {
+		return nil, fmt.Errorf("cannot tell who asks: %w", err)
+	}
+	return cred, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	hook "troth/hooks/answer"
 	"troth/hooks/ask"
 	"troth/launcher/emulator"
 )
@@ -126,21 +127,11 @@ func (s *Server) reap(r Request) error {
 	return err
 }
 
-// admit checks who asks (unix(7), SO_PEERCRED).
+// admit checks who asks.
 func (s *Server) admit(c net.Conn) error {
-	uc, ok := c.(*net.UnixConn)
-	if !ok {
-		return errors.New("cannot tell who asks: not a unix socket")
-	}
-	raw, err := uc.SyscallConn()
+	cred, err := hook.Peer(c)
 	if err != nil {
-		return fmt.Errorf("cannot tell who asks: %w", err)
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(err, credErr); err != nil {
-		return fmt.Errorf("cannot tell who asks: %w", err)
+		return err
 	}
 	if !slices.Contains(s.UIDs, cred.Uid) {
 		return fmt.Errorf("cannot serve uid %d (pid %d): not hostd", cred.Uid, cred.Pid)

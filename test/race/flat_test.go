@@ -122,7 +122,7 @@ func (s *stage) holdings(ctx context.Context, t *testing.T) *holdings {
 		}
 		h.tpm += kind + " " + strconv.Itoa(bytes.Count(out, []byte("0x"))) + "; "
 	}
-	h.left = s.Sh(ctx, t, "virsh -q -c qemu:///system secret-list; find /run/troth/guest ! -type d; pgrep -x qemu-system-x86 || true")
+	h.left = s.Sh(ctx, t, "virsh -q -c qemu:///system secret-list; find /run/troth/guest ! -type d; pgrep -x qemu-system-x86 || [ $? = 1 ]")
 	h.left = strings.TrimSpace(h.left)
 	return h
 }

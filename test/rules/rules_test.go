@@ -92,7 +92,7 @@ var spine = map[string][]string{
 	"troth/cmd/troth-verifierd":  {"troth/verifier", "troth/verifier/...", "troth/config", "troth/proof", "troth/tpm", "troth/tpm/pcr", "github.com/spf13/cobra", "github.com/coreos/go-systemd/v22/..."},
 	"troth/cmd/troth-registered": {"troth/hooks"},
 	"troth/systemd/polkit":       {},
-	"troth/hostd/reaper":         {"troth/hooks/ask", "troth/launcher/emulator", "golang.org/x/sys/unix"},
+	"troth/hostd/reaper":         {"troth/hooks/answer", "troth/hooks/ask", "troth/launcher/emulator", "golang.org/x/sys/unix"},
 	"troth/launcher/emulator":    {"troth/hooks/ask", "golang.org/x/sys/unix"},
 }
 
