@@ -98,16 +98,13 @@ func (h *herd) kill(ctx context.Context, t *testing.T, k int, mode string) {
 	marked := guest("marked", k)
 	marked.MetadataText = `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`
 	step(os.Rename(host.Path(hookFile), host.Path(hookFile+".away")))
-	scene.Must[string](t)(host.Virsh(ctx, "create", h.s.File(t, h.s.Lab.Guest.XML(marked))))
+	h.begin(ctx, t, mode, marked.UUID, "virsh", "-q", "-c", "qemu:///system", "create", h.s.File(t, h.s.Lab.Guest.XML(marked)))
 	step(os.Rename(host.Path(hookFile+".away"), host.Path(hookFile)))
 	step(host.KillLibvirtd(ctx))
 	// By hand: a registered domain, and a second one of a guest that runs.
 	for i, uuid := range []string{h.resting.UUID, h.honest[k%len(h.honest)].UUID} {
-		_, err := host.Exec(ctx, "qemu-system-x86_64", "-S", "-daemonize", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-m", "32",
+		h.begin(ctx, t, mode, uuid, "qemu-system-x86_64", "-S", "-daemonize", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-m", "32",
 			"-name", fmt.Sprintf("rogue%d-%d", k, i), "-uuid", uuid)
-		if killed := err != nil && strings.Contains(err.Error(), "exit status 137"); !killed { // hostd may be that fast
-			step(err)
-		}
 	}
 	step(host.StartLibvirtd(ctx))
 	switch mode {
@@ -116,6 +113,25 @@ func (h *herd) kill(ctx context.Context, t *testing.T, k int, mode string) {
 	case "slow":
 		step(host.PauseHostd(ctx, false))
 	}
+}
+
+// begin starts a rogue by a command. It may fail only where hostd is up and says that it ended the rogue: hostd may be faster than the command.
+func (h *herd) begin(ctx context.Context, t *testing.T, mode, uuid string, argv ...string) {
+	t.Helper()
+	from := len(h.s.Logged(t, 0))
+	_, failed := h.s.Host.Exec(ctx, argv...)
+	if failed == nil {
+		return
+	}
+	if mode != "up" {
+		t.Fatalf("hostd is %s: %v", mode, failed)
+	}
+	scene.Until(t, goneIn, func() error {
+		if log := h.s.Logged(t, from); !strings.Contains(log, uuid) {
+			return fmt.Errorf("hostd did not end it: %w; hostd said since: %s", failed, log)
+		}
+		return nil
+	})
 }
 
 // gone waits until no rogue runs.

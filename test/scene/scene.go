@@ -82,6 +82,13 @@ func (s *Scene) File(t *testing.T, text string) string {
 	return inside
 }
 
+// Logged is the log of the host's hostd from an offset on.
+func (s *Scene) Logged(t *testing.T, from int) string {
+	t.Helper()
+	b := Must[[]byte](t)(os.ReadFile(s.Host.Log("hostd")))
+	return string(b[min(from, len(b)):])
+}
+
 // Ask lets the engine ask hostd for a domain, to launch or to register it, with a token that the tenant makes for it; more are words
 // for the token. NAME.key, .token, .xml and .proof stay with tenant and engine.
 func (s *Scene) Ask(ctx context.Context, t *testing.T, how string, d lab.Domain, more ...string) {

@@ -80,13 +80,6 @@ func (s *stage) launch(ctx context.Context, t *testing.T, name, uuid, reaction s
 	s.Ask(ctx, t, "launch", d, token...)
 }
 
-// logged is hostd's log from an offset on.
-func (s *stage) logged(t *testing.T, from int) string {
-	t.Helper()
-	b := scene.Must[[]byte](t)(os.ReadFile(s.Host.Log("hostd")))
-	return string(b[min(from, len(b)):])
-}
-
 // untouched demands that the honest guest and the untrusted one run on; where they do not, it tells all that anybody said of them since.
 func (s *stage) untouched(ctx context.Context, t *testing.T, from int) {
 	t.Helper()
@@ -110,7 +103,7 @@ func (s *stage) untouched(ctx context.Context, t *testing.T, from int) {
 		answer, err := s.Engine.Text(ctx, s.Host, "domain", ask, goodUUID)
 		t.Logf("domain %s: %+v, %v", ask, answer, err)
 	}
-	t.Logf("hostd said since: %s", s.logged(t, from))
+	t.Logf("hostd said since: %s", s.Logged(t, from))
 	for _, name := range []string{"good", "untrusted"} {
 		out, err := s.Host.Exec(ctx, "tail", "-c", "4000", "/var/log/libvirt/qemu/"+name+".log")
 		t.Logf("QEMU's log of %s: %s%v", name, out, err)
@@ -142,7 +135,7 @@ func (r *stray) foundIn(log, said string) bool {
 // ended starts a stray by a shell script on the host and waits until hostd has found it for the reason and it is gone.
 func (s *stage) ended(ctx context.Context, t *testing.T, r stray) {
 	t.Helper()
-	from := len(s.logged(t, 0))
+	from := len(s.Logged(t, 0))
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	cmd := s.Host.Command(ctx, "sh", "-c", r.script)
@@ -155,8 +148,8 @@ func (s *stage) ended(ctx context.Context, t *testing.T, r stray) {
 		t.Fatal(err)
 	}
 	took := scene.Within(t, byScan, begun, func() error {
-		if !r.foundIn(s.logged(t, from), out()) {
-			return errors.New("not found yet: " + s.logged(t, from) + out())
+		if !r.foundIn(s.Logged(t, from), out()) {
+			return errors.New("not found yet: " + s.Logged(t, from) + out())
 		}
 		if left, err := s.Host.Exec(ctx, "pgrep", "-f", "qemu-system.*"+r.tag); err == nil {
 			return errors.New("found, and it still runs: " + left)
@@ -288,7 +281,7 @@ func (s *stage) breaks(ctx context.Context, t *testing.T, reaction, says, strike
 	name, uuid := fmt.Sprintf("drift%d", s.n), fmt.Sprintf("10000000-0000-4000-8000-%012x", 0xc000+s.n)
 	disk := images + name + ".raw"
 	s.launch(ctx, t, name, uuid, reaction, disk)
-	from, begun := len(s.logged(t, 0)), time.Now()
+	from, begun := len(s.Logged(t, 0)), time.Now()
 	s.Sh(ctx, t, strings.NewReplacer("@NAME@", name, "@DISK@", disk).Replace(strike))
 	struck := time.Since(begun)
 	var d struct {
