@@ -20,6 +20,7 @@ import (
 	"troth/hostd/secret"
 	"troth/launcher"
 	"troth/launcher/domain"
+	"troth/launcher/stall"
 	"troth/proof"
 )
 
@@ -72,7 +73,8 @@ type Daemon struct {
 
 	state   *os.File // the lock of the state folder
 	journal *journal.Journal
-	unswept string // why keys could not be looked for; of the reconcile worker
+	watched *stall.Guard // comparisons of guests with their grants, by UUID
+	unswept string       // why keys could not be looked for; of the reconcile worker
 	changed chan struct{}
 	kick    chan struct{}
 	rearm   chan struct{}
@@ -88,6 +90,7 @@ type Daemon struct {
 func (d *Daemon) Open(ctx context.Context) error {
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	d.changed, d.kick = make(chan struct{}, 1), make(chan struct{}, 1)
+	d.watched = &stall.Guard{Within: 2 * patience, Most: maxStuck}
 	d.rearm, d.owes = make(chan struct{}, 1), make(chan struct{}, 1)
 	for _, dir := range []string{d.Config.StateDir, d.Config.RunDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -12,6 +12,7 @@ import (
 	"troth/launcher"
 	"troth/launcher/domain"
 	"troth/launcher/emulator"
+	"troth/launcher/stall"
 	"troth/proof"
 )
 
@@ -115,7 +116,8 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 			}
 		case known.Live() != nil:
 			look, cancel := context.WithTimeout(ctx, patience)
-			err := d.Launcher.Watch(look, known.UUID)
+			// A guest whose files' server does not answer keeps nobody from looking at the others.
+			_, err := stall.Ask(d.watched, "", known.UUID, func() (struct{}, error) { return struct{}{}, d.Launcher.Watch(look, known.UUID) })
 			cancel()
 			if err != nil {
 				d.Log.Warn("cannot compare a guest with its grant, it will be tried again", "uuid", known.UUID, "error", err.Error())

@@ -45,6 +45,13 @@ func start(t testing.TB, name, file string, args ...string) *exec.Cmd {
 		script = "exec 7<" + file + "; " + script
 	}
 	cmd := exec.Command(exe, append([]string{"-c", script}, args...)...)
+	run(t, cmd)
+	return cmd
+}
+
+// run starts a process that says when it is up, and ends it with the test.
+func run(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +74,6 @@ func start(t testing.TB, name, file string, args ...string) *exec.Cmd {
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "up\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
-	return cmd
 }
 
 func registry(t testing.TB, volume string) ask.Registry {
@@ -234,45 +240,62 @@ func state(t *testing.T, pid int) (s string) {
 	return s
 }
 
-// TestMadeUp is a /proc of the test's own: processes that vanish half way, that may not be read, and that are strange.
+// madeUp is a /proc of the test's own.
+type madeUp struct {
+	t   testing.TB
+	dir string
+}
+
+func newMadeUp(t testing.TB) madeUp { return madeUp{t, t.TempDir()} }
+
+// path makes the folder of a file of a process.
+func (m madeUp) path(pid int, file string) string {
+	m.t.Helper()
+	name := filepath.Join(m.dir, strconv.Itoa(pid), file)
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	return name
+}
+
+func (m madeUp) put(pid int, file, text string) {
+	m.t.Helper()
+	if err := os.WriteFile(m.path(pid, file), []byte(text), 0o644); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m madeUp) link(pid int, file, to string) {
+	m.t.Helper()
+	if err := os.Symlink(to, m.path(pid, file)); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// start is the text of stat of a process that was started at 777.
+func (m madeUp) start(pid int) {
+	m.t.Helper()
+	m.put(pid, "stat", fmt.Sprintf("%d (a) b) c) S%s 777 0", pid, strings.Repeat(" 1", 18)))
+}
+
+// TestMadeUp has processes that vanish half way, that may not be read, and that are strange.
 func TestMadeUp(t *testing.T) {
-	proc := t.TempDir()
-	put := func(pid int, file, text string) {
-		t.Helper()
-		name := filepath.Join(proc, strconv.Itoa(pid), file)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link := func(pid int, file, to string) {
-		t.Helper()
-		name := filepath.Join(proc, strconv.Itoa(pid), file)
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(to, name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stat := func(pid int) string { return fmt.Sprintf("%d (a) b) c) S%s 777 0", pid, strings.Repeat(" 1", 18)) }
+	proc := newMadeUp(t)
 	// 1: vanished but for its folder. 2: no descriptors any more. 3: renamed, with a virtual machine. 4: strange, and whole.
-	put(1, "stat", stat(1))
-	link(2, "exe", "/usr/bin/qemu-system-x86_64")
-	put(2, "stat", stat(2))
-	link(3, "exe", "/tmp/innocent")
-	put(3, "stat", stat(3))
-	put(3, "cmdline", "innocent\x00-uuid\x00"+uuid+"\x00")
-	link(3, "fd/5", "anon_inode:kvm-vm")
-	link(4, "exe", "/usr/bin/qemu-system-x86_64 (deleted)")
-	put(4, "stat", stat(4))
-	put(4, "cmdline", strings.Repeat("x", maxArguments+1))
-	link(4, "fd/0", "/nowhere")
-	put(5, "stat", "nonsense")
-	link(5, "exe", "/usr/bin/qemu-system-x86_64")
-	s, err := Look(context.Background(), proc, nil)
+	proc.start(1)
+	proc.link(2, "exe", "/usr/bin/qemu-system-x86_64")
+	proc.start(2)
+	proc.link(3, "exe", "/tmp/innocent")
+	proc.start(3)
+	proc.put(3, "cmdline", "innocent\x00-uuid\x00"+uuid+"\x00")
+	proc.link(3, "fd/5", "anon_inode:kvm-vm")
+	proc.link(4, "exe", "/usr/bin/qemu-system-x86_64 (deleted)")
+	proc.start(4)
+	proc.put(4, "cmdline", strings.Repeat("x", maxArguments+1))
+	proc.link(4, "fd/0", "/nowhere")
+	proc.put(5, "stat", "nonsense")
+	proc.link(5, "exe", "/usr/bin/qemu-system-x86_64")
+	s, err := Look(context.Background(), proc.dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +311,7 @@ func TestMadeUp(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Look(ctx, proc, nil); !errors.Is(err, context.Canceled) {
+	if _, err := Look(ctx, proc.dir, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

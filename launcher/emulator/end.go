@@ -54,15 +54,19 @@ func End(pid int, start uint64, action Action, judge func(*Process) error) error
 	switch {
 	case Gone(err):
 		return fmt.Errorf("%w: process %d has ended", ErrNotIt, pid)
-	case err != nil:
-		return err
+	case err != nil && (p.Start == 0 || !p.Emulator()):
+		return err // nobody knows
 	case p.Start != start:
 		return fmt.Errorf("%w: process %d was started at another time", ErrNotIt, pid)
 	case !p.Emulator():
 		return fmt.Errorf("%w: process %d is no emulator", ErrNotIt, pid)
 	}
-	if err := judge(p); err != nil {
-		return err
+	// What could not be seen of it may be a reason too, and is none against the reason that was seen.
+	if no := judge(p); no != nil {
+		if err != nil {
+			return err
+		}
+		return no
 	}
 	err = unix.PidfdSendSignal(fd, sig, nil, 0)
 	if errors.Is(err, unix.ESRCH) {

@@ -3,9 +3,13 @@ package emulator
 import (
 	"encoding/hex"
 	"fmt"
-	"syscall"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"troth/hooks/ask"
+	"troth/launcher/stall"
 )
 
 // Reason is why a process runs a trusted guest.
@@ -39,12 +43,30 @@ func NewIndex(r ask.Registry) *Index {
 		if v.Dev != 0 || v.Ino != 0 {
 			x.files[[2]uint64{v.Dev, v.Ino}] = v.Path
 		}
-		var st syscall.Stat_t
-		if syscall.Lstat(v.Path, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFBLK {
-			x.blocks[st.Rdev] = v.Path
+		if block := blockAt(v.Path); block != 0 {
+			x.blocks[block] = v.Path
 		}
 	}
 	return x
+}
+
+// naming is of block devices by their paths, which may lead over a file server that does not answer.
+var naming = &stall.Guard{Within: 250 * time.Millisecond, Most: 16}
+
+// blockAt gives the number of the block device that has this path, not that of one that it leads to; zero: there is none, or nobody knows.
+func blockAt(path string) uint64 {
+	ask := func() (node, error) { return nodeAt(path, unix.AT_SYMLINK_NOFOLLOW) }
+	var n node
+	var err error
+	if strings.HasPrefix(path, "/dev/") { // in memory; 65536 volumes are asked for at each scan
+		n, err = ask()
+	} else {
+		n, err = stall.Ask(naming, "", path, ask)
+	}
+	if err != nil {
+		return 0
+	}
+	return n.Block
 }
 
 // Volume says which registered volume the file is.

@@ -11,6 +11,11 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"troth/launcher/stall"
 )
 
 // Bounds of a scan.
@@ -111,13 +116,21 @@ func At(proc string, pid int) (*Process, error) {
 	return one(proc, pid, &budget, nil)
 }
 
-// one looks at one process. With an error it returns what it could see.
+// one looks at one process. With an error it returns what it could see: each thing is looked at whatever came of the others, since the process may have a hand
+// in what cannot be read.
 func one(proc string, pid int, budget *int, want func(File) bool) (*Process, error) {
 	dir := filepath.Join(proc, strconv.Itoa(pid))
 	p := &Process{PID: pid}
 	var err error
 	fail := func(what string, err error) (*Process, error) {
 		return p, fmt.Errorf("cannot read %s of process %d: %w", what, pid, err)
+	}
+	var unseen error
+	miss := func(what string, err error) {
+		if err != nil {
+			_, err = fail(what, err)
+			unseen = errors.Join(unseen, err)
+		}
 	}
 	if p.Exe, err = os.Readlink(filepath.Join(dir, "exe")); err != nil {
 		return fail("executable", err) // a kernel thread has none: it counts as gone
@@ -128,26 +141,20 @@ func one(proc string, pid int, budget *int, want func(File) bool) (*Process, err
 	}
 	// Arguments are everybody's to read, descriptors are not: what can be known is known first.
 	if p.Named {
-		if err := p.identify(dir); err != nil {
-			return fail("arguments", err)
-		}
+		miss("arguments", p.identify(dir))
 	}
-	if err := p.descriptors(dir, budget, want); err != nil {
-		return fail("descriptors", err)
-	}
+	miss("descriptors", p.descriptors(dir, budget, want))
 	if !p.Emulator() {
-		return p, nil
+		return p, unseen
 	}
 	if !p.Named {
-		if err := p.identify(dir); err != nil {
-			return fail("arguments", err)
-		}
+		miss("arguments", p.identify(dir))
 	}
 	// The same process from first to last.
 	if again, err := StartTime(dir); err != nil || again != p.Start {
 		return fail("start time", errors.Join(fs.ErrNotExist, err))
 	}
-	return p, nil
+	return p, unseen
 }
 
 // identify reads who the process belongs to and what its arguments say of the guest.
@@ -157,15 +164,20 @@ func (p *Process) identify(dir string) error {
 		return err
 	}
 	p.UID = st.Uid
-	var ours, its syscall.Stat_t
-	err := errors.Join(syscall.Stat("/", &ours), syscall.Stat(dir+"/root/", &its))
-	p.SameRoot = err == nil && ours.Dev == its.Dev && ours.Ino == its.Ino
-	args, err := arguments(dir)
+	ours, err1 := nodeAt("/", 0)
+	its, err2 := nodeAt(dir+"/root/", 0)
+	p.SameRoot = err1 == nil && err2 == nil && ours.Dev == its.Dev && ours.Ino == its.Ino
+	// Whoever owns the process decides what fills the memory that its arguments lie in, and when.
+	args, err := stall.Ask(reading, strconv.FormatUint(uint64(p.UID), 10), dir, func() ([]string, error) { return arguments(dir) })
 	p.UUIDs, p.Guest = identities(args), hasChannel(args)
 	return err
 }
 
-// descriptors reads what the process has open. Of a process that is no emulator only the wanted files are kept.
+// reading is of arguments, in groups by the user whose they are: 250 ms are a thousand times what it takes.
+var reading = &stall.Guard{Within: 250 * time.Millisecond, Most: 16}
+
+// descriptors reads what the process has open. Of a process that is no emulator only the wanted files are kept. One that cannot be looked at keeps none of the
+// others out of sight.
 func (p *Process) descriptors(dir string, budget *int, want func(File) bool) error {
 	fds := filepath.Join(dir, "fd")
 	d, err := os.Open(fds)
@@ -174,40 +186,42 @@ func (p *Process) descriptors(dir string, budget *int, want func(File) bool) err
 	}
 	defer d.Close()
 	var kept []File
+	var unseen error
+all:
 	for n := 0; ; {
 		names, err := d.Readdirnames(512)
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return err
+			unseen = err
+			break
 		}
 		for _, name := range names {
 			if n++; n > maxDescriptors {
-				return fmt.Errorf("more than %d descriptors", maxDescriptors)
+				unseen = fmt.Errorf("more than %d descriptors", maxDescriptors)
+				break all
 			}
 			if !p.Named {
 				if *budget--; *budget < 0 {
-					return errors.New("too many descriptors on this machine")
+					unseen = errors.New("too many descriptors on this machine")
+					break all
 				}
 			}
 			if err := p.descriptor(filepath.Join(fds, name), want, &kept); err != nil {
-				return err
+				unseen = err
 			}
 		}
 	}
-	if p.Emulator() {
-		p.Open = kept
-		return nil
-	}
 	for _, f := range kept {
-		if want != nil && want(f) {
+		if p.Emulator() || want != nil && want(f) {
 			p.Open = append(p.Open, f)
 		}
 	}
-	return nil
+	return unseen
 }
 
+// descriptor reads one. A file that cannot be looked at keeps its path, which is the kernel's word too.
 func (p *Process) descriptor(link string, want func(File) bool, kept *[]File) error {
 	path, err := os.Readlink(link)
 	if Gone(err) {
@@ -223,21 +237,37 @@ func (p *Process) descriptor(link string, want func(File) bool, kept *[]File) er
 	if !strings.HasPrefix(path, "/") || path == "/dev/null" || (!p.Named && want == nil && !p.KVM) {
 		return nil
 	}
-	var st syscall.Stat_t
-	err = syscall.Stat(link, &st) // follows to the open file itself, whatever its path is now
-	if Gone(err) {
+	f, err := nodeAt(link, 0) // what is open itself, whatever its path is now
+	switch {
+	case Gone(err):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
+		*kept = append(*kept, File{Path: path})
 		return err
-	}
-	switch st.Mode & syscall.S_IFMT {
-	case syscall.S_IFREG:
-		*kept = append(*kept, File{Path: path, Dev: st.Dev, Ino: st.Ino})
-	case syscall.S_IFBLK:
-		*kept = append(*kept, File{Path: path, Dev: st.Dev, Ino: st.Ino, Block: st.Rdev})
+	case f.mode == unix.S_IFREG || f.mode == unix.S_IFBLK:
+		*kept = append(*kept, File{Path: path, Dev: f.Dev, Ino: f.Ino, Block: f.Block})
 	}
 	return nil
+}
+
+// node is what a path leads to.
+type node struct {
+	mode            uint16 // its type
+	Dev, Ino, Block uint64 // as in File
+}
+
+// nodeAt asks for the numbers of a file, which do not change while it is there, without asking the server of its file system: one that does not answer would hold
+// up whoever looks at what is open already.
+func nodeAt(path string, flags int) (node, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|flags, unix.STATX_TYPE|unix.STATX_INO, &st); err != nil {
+		return node{}, err
+	}
+	n := node{mode: st.Mode & unix.S_IFMT, Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino}
+	if n.mode == unix.S_IFBLK {
+		n.Block = unix.Mkdev(st.Rdev_major, st.Rdev_minor)
+	}
+	return n, nil
 }
 
 func arguments(dir string) ([]string, error) {

@@ -60,8 +60,16 @@ func (h *Host) serveTPM(ctx context.Context, argv []string) error {
 	return h.give(ctx, "tss", "0660", h.TPMSocket())
 }
 
-// KillTPM takes the TPM away: its sockets refuse connections.
-func (h *Host) KillTPM(ctx context.Context) error { return h.stop(ctx, "swtpm", syscall.SIGKILL) }
+// KillTPM takes the TPM away: its sockets refuse connections. A chip writes its clock down while it runs; swtpm does when it is shut down, and would else
+// start again at zero, which after four seconds it calls safe, as after TPM2_Clear.
+func (h *Host) KillTPM(ctx context.Context) error {
+	if err := h.withTPM((*txt.TPM).Shutdown); err != nil {
+		return err
+	}
+	return h.killTPM(ctx)
+}
+
+func (h *Host) killTPM(ctx context.Context) error { return h.stop(ctx, "swtpm", syscall.SIGKILL) }
 
 // PauseTPM holds the TPM where it is, or lets it go on: it takes commands and answers none.
 func (h *Host) PauseTPM(ctx context.Context, hold bool) error {
@@ -77,7 +85,7 @@ func (h *Host) ReplaceTPM(ctx context.Context) error {
 	if err := h.withTPM((*txt.TPM).Keep); err != nil {
 		return err
 	}
-	if err := h.KillTPM(ctx); err != nil {
+	if err := h.killTPM(ctx); err != nil {
 		return err
 	}
 	return h.serveTPM(ctx, txt.Resume(h.tpmDir()).Args)

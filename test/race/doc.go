@@ -3,5 +3,5 @@
 // with -short it is left out.
 //
 // Counts: small by default, since `make test` runs every package; TROTH_SOAK=1 makes them 10,000 pairs, 300 real starts, 50 guests, 20
-// kills and 41 rounds (`make soak`); TROTH_PAIRS and TROTH_STARTS say how many of the first two.
+// kills and 11 rounds (`make soak`); TROTH_PAIRS and TROTH_STARTS say how many of the first two.
 package race

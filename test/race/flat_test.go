@@ -41,7 +41,7 @@ func (s *stage) flat(ctx context.Context, t *testing.T) {
 	idle := s.goroutines(ctx, t)
 	work(3)
 	before := s.holdings(ctx, t)
-	rounds := count(10, 400)
+	rounds := count(10, 100)
 	begun := time.Now()
 	work(rounds)
 	var after *holdings

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// queued is how many trusted starts stand before hostd at once; libvirtd has 20 workers.
-const queued = 60
+// queued is how many trusted starts stand before hostd at once; libvirtd has 20 workers, and 8 may wait for hostd.
+func queued() int { return count(24, 60) }
 
-// refusedIn is how long a trusted start may take when hostd says nothing.
+// refusedIn is how much longer a trusted start may take when hostd says nothing than when it answers: what the starts cost libvirtd is the same.
 const refusedIn = 3 * time.Second
 
 // crowd is many clients, each about to start a trusted domain of its own, and one that starts an untrusted one.
@@ -30,7 +30,7 @@ const queuedFor = time.Second
 // stopped and with hostd killed; and when that crowd has been queued for a while. They are interleaved, so that what else the machine does meets all of them.
 func (s *stage) stalled(ctx context.Context, t *testing.T) {
 	c := s.newCrowd(ctx, t)
-	rounds := count(3, 41)
+	rounds := count(3, 11)
 	none := func(context.Context) error { return nil }
 	stop := func(ctx context.Context) error { return s.Host.PauseHostd(ctx, true) }
 	proceed := func(ctx context.Context) error { return s.Host.PauseHostd(ctx, false) }
@@ -70,8 +70,8 @@ func (s *stage) stalled(ctx context.Context, t *testing.T) {
 		m := median(took[i])
 		t.Logf("%-27s an untrusted start takes %v (median of %d), %.2f of alone; the slowest trusted one was refused after %v", w.name, m.Round(time.Millisecond), rounds,
 			float64(m)/float64(alone), slowest[i].Round(time.Millisecond))
-		if slowest[i] > refusedIn {
-			t.Errorf("%s: a trusted start was refused only after %v", w.name, slowest[i])
+		if slowest[i] > slowest[1]+refusedIn {
+			t.Errorf("%s: a trusted start was refused only after %v, by a hostd that answers after %v", w.name, slowest[i], slowest[1])
 		}
 		// What 60 refusals cost the processors is no stall: a hook that waited 3 s made the start 25 times as slow.
 		if m > 2*max(alone, median(took[1])) {
@@ -86,9 +86,9 @@ func median(d []time.Duration) time.Duration {
 }
 
 func (s *stage) newCrowd(ctx context.Context, t *testing.T) *crowd {
-	c := &crowd{untrusted: connect(ctx, t, s.Host), refused: make(chan time.Duration, queued)}
+	c := &crowd{untrusted: connect(ctx, t, s.Host), refused: make(chan time.Duration, queued())}
 	c.file = s.File(t, s.Lab.Guest.XML(guest("untrusted", 0)))
-	for n := range queued {
+	for n := range queued() {
 		d := guest("queued", n)
 		d.MetadataText = `<troth:launch xmlns:troth="urn:troth:launch:v1"/>`
 		v := connect(ctx, t, s.Host)
@@ -103,7 +103,7 @@ func (s *stage) newCrowd(ctx context.Context, t *testing.T) *crowd {
 // once starts the untrusted domain and ends it, some time after the crowd or alone: how long the start took, and the slowest refusal.
 func (c *crowd) once(t *testing.T, crowded bool, after time.Duration) (took, slowest time.Duration) {
 	t.Helper()
-	said := make(chan error, queued)
+	said := make(chan error, queued())
 	if crowded {
 		for n, v := range c.trusted {
 			go func() {

@@ -78,7 +78,7 @@ var spine = map[string][]string{
 	"troth/hostd/audit":          {"troth/hostd/journal", "troth/proof"},
 	"troth/hostd/secret":         {"troth/proof", "troth/launcher/domain", "golang.org/x/sys/unix"},
 	"troth/hostd/serve":          {"troth/hostd", "troth/hostd/api", "troth/hostd/audit", "troth/hostd/secret", "troth/launcher", "troth/launcher/domain", "troth/proof", "troth/proof/strict", "golang.org/x/sys/unix"},
-	"troth/hostd":                {"troth/launcher", "troth/launcher/domain", "troth/launcher/image", "troth/hostd/journal", "troth/hostd/audit", "troth/hostd/secret", "troth/hooks/answer", "troth/hooks/ask", "troth/systemd/polkit", "troth/proof", "troth/proof/strict", "troth/tpm", "troth/tpm/pcr", "troth/tpm/eventlog", "troth/tpm/chip", "troth/verifier/api", "troth/config", "github.com/coreos/go-systemd/v22/...", "github.com/vishvananda/netlink", "golang.org/x/sys/unix", "troth/launcher/emulator", "troth/hostd/reaper", "troth/hooks"},
+	"troth/hostd":                {"troth/launcher", "troth/launcher/domain", "troth/launcher/image", "troth/hostd/journal", "troth/hostd/audit", "troth/hostd/secret", "troth/hooks/answer", "troth/hooks/ask", "troth/systemd/polkit", "troth/proof", "troth/proof/strict", "troth/tpm", "troth/tpm/pcr", "troth/tpm/eventlog", "troth/tpm/chip", "troth/verifier/api", "troth/config", "github.com/coreos/go-systemd/v22/...", "github.com/vishvananda/netlink", "golang.org/x/sys/unix", "troth/launcher/emulator", "troth/launcher/stall", "troth/hostd/reaper", "troth/hooks"},
 	"troth/launcher":             {"troth/proof", "troth/tpm", "troth/tpm/pcr", "troth/launcher/domain", "troth/launcher/image", "golang.org/x/sys/unix"},
 	"troth/launcher/domain":      {"troth/proof"},
 	"troth/launcher/image":       {"troth/proof", "golang.org/x/sys/unix"},
@@ -93,7 +93,8 @@ var spine = map[string][]string{
 	"troth/cmd/troth-registered": {"troth/hooks"},
 	"troth/systemd/polkit":       {},
 	"troth/hostd/reaper":         {"troth/hooks/answer", "troth/hooks/ask", "troth/launcher/emulator", "golang.org/x/sys/unix"},
-	"troth/launcher/emulator":    {"troth/hooks/ask", "golang.org/x/sys/unix"},
+	"troth/launcher/emulator":    {"troth/hooks/ask", "troth/launcher/stall", "golang.org/x/sys/unix"},
+	"troth/launcher/stall":       {},
 }
 
 // forbidden names standard packages that a room must not touch, with the reason.

@@ -79,6 +79,14 @@ func (t *TPM) S3() error { return t.restart(suState) }
 // Reset restarts the host: PCR 17 to 22 become all ones, resetCount moves on, restartCount is zero.
 func (t *TPM) Reset() error { return t.restart(suClear) }
 
+// Shutdown tells the TPM that power goes (TPM2_Shutdown): it writes down what it keeps.
+func (t *TPM) Shutdown() error {
+	if err := t.send(ccShutdown, false, binary.BigEndian.AppendUint16(nil, suClear)); err != nil {
+		return fmt.Errorf("cannot shut TPM down: %w", err)
+	}
+	return nil
+}
+
 func (t *TPM) restart(kind uint16) error {
 	parameter := binary.BigEndian.AppendUint16(nil, kind)
 	err := t.send(ccShutdown, false, parameter)
