@@ -49,6 +49,9 @@ func (v *Verifier) Attest(ctx context.Context, spki proof.Digest, e *proof.Evide
 // verdict signs what was found and, for a good host, seals a release key to it: the seed leaves only sealed, the public half
 // is in the verdict, and the private half is forgotten here.
 func (v *Verifier) verdict(f *Facts, a Appraisal) (*Attestation, error) {
+	if err := v.room(); err != nil {
+		return nil, internal("cannot keep a verdict", err)
+	}
 	now := v.now()
 	vd := &proof.Verdict{Issuer: v.cfg.Issuer, Host: f.Host.AKName, Confirmation: f.SPKI, Class: f.Host.Class, Selection: f.Selection,
 		PCRDigest: f.Attested.PCRDigest, Counters: f.Attested.Counters, Clock: f.Attested.Clock, Status: proof.Affirming,

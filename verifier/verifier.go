@@ -215,6 +215,19 @@ func (v *Verifier) Run(ctx context.Context) error {
 	}
 }
 
+// maxQueued bounds what waits for a disk that takes nothing.
+const maxQueued = 1 << 16
+
+// room says whether a verdict may wait for the disk. Without it none is given: what a restart would forget without bound is not worth signing.
+func (v *Verifier) room() error {
+	v.logged.Lock()
+	defer v.logged.Unlock()
+	if n := len(v.queue); n >= maxQueued {
+		return fmt.Errorf("%d writes wait for the disk", n)
+	}
+	return nil
+}
+
 func (v *Verifier) enqueue(w ...store.Write) {
 	v.logged.Lock()
 	defer v.logged.Unlock()

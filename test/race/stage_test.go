@@ -80,7 +80,7 @@ func TestAttack(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs the lab: make test")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	ctx, cancel := context.WithTimeout(t.Context(), 95*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t)
 	t.Run("L-TOCTOU-XML", func(t *testing.T) { s.redefined(ctx, t) })
