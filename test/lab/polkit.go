@@ -179,15 +179,11 @@ func (h *Host) VirshAs(ctx context.Context, user string, args ...string) (string
 	return h.Exec(ctx, As(user, append([]string{"virsh", "-q", "-c", "qemu:///system"}, args...)...)...)
 }
 
-// unit is troth-hostd's unit file, of which hostdCommand takes user, groups and capabilities.
+// unit is troth-hostd's unit file, of which hostdCommand takes environment, user, groups and capabilities.
 const unit = "systemd/troth-hostd.service"
 
-// hostdCommand is how troth-hostd is run: as root, or with Options.Polkit as its unit says.
+// hostdCommand is how troth-hostd is run: with its unit's environment, as root, or with Options.Polkit as its unit says.
 func (h *Host) hostdCommand(args ...string) ([]string, error) {
-	argv := append([]string{binariesInside + "/troth-hostd"}, args...)
-	if !h.lab.options.Polkit {
-		return argv, nil
-	}
 	root, err := moduleRoot()
 	if err != nil {
 		return nil, err
@@ -202,11 +198,14 @@ func (h *Host) hostdCommand(args ...string) ([]string, error) {
 			is[key] = value
 		}
 	}
-	ambient, bounding := capabilities(is["AmbientCapabilities"]), capabilities(is["CapabilityBoundingSet"])
-	return append([]string{
-		"setpriv", "--reuid", is["User"], "--regid", is["Group"], "--groups", strings.Join(append([]string{is["Group"]}, strings.Fields(is["SupplementaryGroups"])...), ","),
-		"--bounding-set=" + bounding, "--inh-caps=" + ambient, "--ambient-caps=" + ambient, "--no-new-privs", "--",
-	}, argv...), nil
+	argv := []string{"env", is["Environment"]}
+	if h.lab.options.Polkit {
+		ambient, bounding := capabilities(is["AmbientCapabilities"]), capabilities(is["CapabilityBoundingSet"])
+		argv = append(argv, "setpriv", "--reuid", is["User"], "--regid", is["Group"], "--groups",
+			strings.Join(append([]string{is["Group"]}, strings.Fields(is["SupplementaryGroups"])...), ","),
+			"--bounding-set="+bounding, "--inh-caps="+ambient, "--ambient-caps="+ambient, "--no-new-privs", "--")
+	}
+	return append(append(argv, binariesInside+"/troth-hostd"), args...), nil
 }
 
 // capabilities turns a unit's list into setpriv's.
