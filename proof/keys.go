@@ -198,6 +198,9 @@ func NewVerdictKeys(keys ...JWK) (*VerdictKeys, error) {
 	return v, nil
 }
 
+// Has says whether there is a key of this id.
+func (v *VerdictKeys) Has(keyID string) bool { return v.byID[keyID] != nil }
+
 // TokenKey is a verifier's public key that tokens are encrypted to:
 // MLKEM768-X25519 (HPKE KEM 0x647a). KeyID is Hash(LabelTokenKey, Public).
 type TokenKey struct {

@@ -2,6 +2,7 @@ package verifier
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -76,20 +77,24 @@ func (v *Verifier) verdict(f *Facts, a Appraisal) (*Attestation, error) {
 			return nil, internal("cannot seal release key", err)
 		}
 	}
-	jws, err := proof.SignVerdict(vd, v.keys.Verdict)
+	key := v.keys.Load().Verdict
+	jws, err := proof.SignVerdict(vd, key)
 	if err != nil {
 		return nil, internal("cannot sign verdict", err)
 	}
 	out.JWS, out.Report, out.Next = jws, v.report(f, a), v.Challenge(f.SPKI)
-	i := &issued{proof.VerdictDigest(jws), jws, vd}
+	i := &issued{proof.VerdictDigest(jws), jws, key.KeyID(), vd}
 	if !v.accept(f, i, &standing{At: vd.IssuedAt, Verdict: i, Refusal: a.Refusal, Counters: vd.Counters, Report: out.Report,
 		Judged: f.Judged, Values: f.Values, Events: referenceEvents(f.Events)}) {
+		if !v.keys.Load().Public.Has(i.KeyID) {
+			return nil, internal("cannot sign verdict", errors.New("the key was revoked while we judged"))
+		}
 		// An operator revoked or another identity replaced the host while we judged.
 		return nil, proof.Refuse(proof.HostNotApproved, "the host is not approved any more", proof.Fact{Name: "host", Value: f.Host.Name})
 	}
 	v.enqueue(
 		store.Write{Kind: kindMark, Name: vd.Host.String(), Rev: store.Any, Body: encode(Mark{vd.Host, vd.Counters, vd.Clock})},
-		store.Write{Kind: kindVerdict, Name: i.Digest.String(), Rev: store.Any, Body: encode(storedVerdict{jws, vd.Expires, a.Refusal})})
+		store.Write{Kind: kindVerdict, Name: i.Digest.String(), Rev: store.Any, Body: encode(storedVerdict{jws, i.KeyID, vd.Expires, a.Refusal})})
 	v.log.Info("verdict", "host", strconv.Quote(f.Host.Name), "status", vd.Status, "digest", i.Digest.String(), "reset", vd.Counters.Reset,
 		"restart", vd.Counters.Restart, "profiles", fmt.Sprintf("%q", vd.Profiles), "failed", fmt.Sprintf("%q", vd.Failed))
 	return out, nil
@@ -99,7 +104,7 @@ func (v *Verifier) verdict(f *Facts, a Appraisal) (*Attestation, error) {
 func (v *Verifier) accept(f *Facts, i *issued, s *standing) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.bySPKI[f.SPKI] != f.Host {
+	if v.bySPKI[f.SPKI] != f.Host || !v.keys.Load().Public.Has(i.KeyID) {
 		return false
 	}
 	v.verdicts[i.Digest] = i

@@ -24,7 +24,7 @@ func attackChain(t *testing.T) {
 	if again.Receipt != first.Receipt || string(again.Sealed) != string(first.Sealed) {
 		t.Fatal("another answer to the same statement")
 	}
-	r := must[*proof.Receipt](t)(proof.ParseReceipt(first.Receipt, w.keys.Public))
+	r := must[*proof.Receipt](t)(proof.ParseReceipt(first.Receipt, w.keys.Load().Public))
 	if r.Statement != a.link(t) || r.Link != 1 || r.Previous != nil || r.Attempt != 1 {
 		t.Fatalf("%+v", r)
 	}

@@ -46,7 +46,7 @@ func akName(h *Host) tpm.Name {
 }
 
 func (v *Verifier) challengeMAC(head []byte, spki proof.Digest, ak tpm.Name) proof.Digest {
-	return proof.MAC(v.keys.Challenge, proof.LabelChallenge, head, spki[:], ak[:])
+	return proof.MAC(v.keys.Load().Challenge, proof.LabelChallenge, head, spki[:], ak[:])
 }
 
 // checkChallenge says whether c is a challenge of ours for this host, and young enough. Age counts from its issue.

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,16 +18,18 @@ import (
 // can open every token, who can read root.pem can do both in a new key set: the service needs no root.pem to run, so take it
 // off the machine after init.
 type Keys struct {
-	Verdict   *proof.SigningKey
+	Verdict   *proof.SigningKey                 // the first of the key set: it signs verdicts
+	Former    map[string]*proof.SigningKey      // by key id, others of the key set: they sign receipts for the verdicts that they signed
 	Token     map[string]*proof.TokenPrivateKey // by key id; old ones stay for open chains
 	Challenge proof.Secret
 	KeySet    string // signed by the root
 	Root      proof.JWK
 	Issuer    string
+	Issued    int64 // when the root signed the key set
 	Public    *proof.VerdictKeys
 }
 
-// Files of a key directory. token-*.pem hold token keys of the past.
+// Files of a key directory. RotateKeys adds verdict-KEYID.pem and token-KEYID.pem; which key is used for what, the key set says.
 const (
 	fileRoot      = "root.pem"
 	fileVerdict   = "verdict.pem"
@@ -111,24 +112,22 @@ func writeNew(path string, b []byte, mode os.FileMode) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// LoadKeys reads a key directory and checks that the key set names the verdict key and every token key that is in use.
+// LoadKeys reads a key directory: the keys that the key set names, and no others.
 func LoadKeys(dir string) (*Keys, error) {
-	read := func(name string) ([]byte, error) {
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			return nil, fmt.Errorf("cannot load keys (made by troth-verifierd init): %w", err)
-		}
-		return b, nil
-	}
-	k := &Keys{Token: map[string]*proof.TokenPrivateKey{}}
-	b, err := read(fileVerdict)
+	k := &Keys{Former: map[string]*proof.SigningKey{}, Token: map[string]*proof.TokenPrivateKey{}}
+	set, text, root, err := readKeySet(dir)
 	if err != nil {
 		return nil, err
 	}
-	if k.Verdict, err = proof.ParseSigningKey(b); err != nil {
-		return nil, fmt.Errorf("%s: %w", fileVerdict, err)
+	k.Root, k.KeySet, k.Issuer, k.Issued = root, text, set.Issuer, set.IssuedAt
+	if k.Public, err = set.Keys(); err != nil {
+		return nil, fmt.Errorf("%s: %w", fileKeySet, err)
 	}
-	if b, err = read(fileChallenge); err != nil {
+	if now := time.Now().Unix(); !set.ValidAt(now) {
+		return nil, fmt.Errorf("%s: the key set is not valid now: troth-verifierd keys rotate makes another", fileKeySet)
+	}
+	b, err := readKeyFile(filepath.Join(dir, fileChallenge))
+	if err != nil {
 		return nil, err
 	}
 	raw, err := hex.DecodeString(strings.TrimSpace(string(b)))
@@ -136,51 +135,93 @@ func LoadKeys(dir string) (*Keys, error) {
 		return nil, fmt.Errorf("%s: not 32 bytes in hex", fileChallenge)
 	}
 	k.Challenge = proof.NewSecret(raw)
-	if b, err = read(fileTrust); err != nil {
+	signing, err := readKeys(dir, fileVerdict, proof.ParseSigningKey)
+	if err != nil {
 		return nil, err
 	}
-	trust, err := proof.ParseTrust(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fileTrust, err)
+	for i, j := range set.VerdictKeys {
+		switch key := signing[j.KeyID]; {
+		case key != nil && i == 0:
+			k.Verdict = key
+		case key != nil:
+			k.Former[j.KeyID] = key
+		case i == 0: // a verdict that no tenant could verify is not signed: refuse to start instead
+			return nil, fmt.Errorf("%s: no file holds the verdict key %s, the first of the key set", fileKeySet, j.KeyID)
+		}
 	}
-	if b, err = read(fileKeySet); err != nil {
+	token, err := readKeys(dir, fileToken, proof.ParseTokenPrivateKey)
+	if err != nil {
 		return nil, err
-	}
-	k.Root, k.KeySet = trust.Root, strings.TrimSpace(string(b))
-	set, err := proof.ParseKeySet(k.KeySet, k.Root)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fileKeySet, err)
-	}
-	if k.Public, err = set.Keys(); err != nil {
-		return nil, fmt.Errorf("%s: %w", fileKeySet, err)
-	}
-	// A verdict that no tenant could verify is not signed: refuse to start instead.
-	if !slices.ContainsFunc(set.VerdictKeys, func(j proof.JWK) bool { return j.KeyID == k.Verdict.KeyID() }) {
-		return nil, fmt.Errorf("%s: the key set does not name the verdict key %s", fileKeySet, k.Verdict.KeyID())
-	}
-	if now := time.Now().Unix(); !set.ValidAt(now) {
-		return nil, fmt.Errorf("%s: the key set is not valid now", fileKeySet)
-	}
-	k.Issuer = set.Issuer
-	old, err := filepath.Glob(filepath.Join(dir, "token-*.pem"))
-	if err != nil {
-		return nil, fmt.Errorf("cannot load keys: %w", err)
-	}
-	for _, path := range append([]string{filepath.Join(dir, fileToken)}, old...) {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("cannot load keys: %w", err)
-		}
-		t, err := proof.ParseTokenPrivateKey(b)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		k.Token[t.KeyID()] = t
 	}
 	for _, t := range set.TokenKeys {
-		if k.Token[t.KeyID] == nil {
+		if k.Token[t.KeyID] = token[t.KeyID]; k.Token[t.KeyID] == nil {
 			return nil, fmt.Errorf("%s: no file holds the token key %s that the key set names", fileKeySet, t.KeyID)
 		}
 	}
 	return k, nil
+}
+
+// readKeySet reads the key set and verifies it by the root that trust.json names.
+func readKeySet(dir string) (set *proof.KeySet, text string, root proof.JWK, err error) {
+	b, err := readKeyFile(filepath.Join(dir, fileTrust))
+	if err != nil {
+		return nil, "", root, err
+	}
+	trust, err := proof.ParseTrust(b)
+	if err != nil {
+		return nil, "", root, fmt.Errorf("%s: %w", fileTrust, err)
+	}
+	if b, err = readKeyFile(filepath.Join(dir, fileKeySet)); err != nil {
+		return nil, "", root, err
+	}
+	text = strings.TrimSpace(string(b))
+	if set, err = proof.ParseKeySet(text, trust.Root); err != nil {
+		return nil, "", root, fmt.Errorf("%s: %w", fileKeySet, err)
+	}
+	return set, text, trust.Root, nil
+}
+
+func readKeyFile(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot load keys (made by troth-verifierd init): %w", err)
+	}
+	return b, nil
+}
+
+// readKeys reads NAME.pem, as init made it, and NAME-KEYID.pem, by key id.
+func readKeys[K interface{ KeyID() string }](dir, name string, parse func([]byte) (K, error)) (map[string]K, error) {
+	files, err := keyFiles(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]K{}
+	for _, path := range files {
+		b, err := readKeyFile(path)
+		if err != nil {
+			return nil, err
+		}
+		k, err := parse(b)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		all[k.KeyID()] = k
+	}
+	return all, nil
+}
+
+func keyFiles(dir, name string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, strings.TrimSuffix(name, ".pem")+"*.pem"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot load keys: %w", err)
+	}
+	return files, nil
+}
+
+// signer is who signs a receipt for a verdict of this key: the same key, so that a host knows both or neither. The keys of the day sign where it is not here any more.
+func (k *Keys) signer(keyID string) *proof.SigningKey {
+	if former := k.Former[keyID]; former != nil {
+		return former
+	}
+	return k.Verdict
 }

@@ -48,7 +48,7 @@ func (v *Verifier) Release(ctx context.Context, spki proof.Digest, tokenText str
 	if r := releaseHost(&ReleaseFacts{Host: host, SPKI: spki}); r != nil { // before any private key is used
 		return nil, r
 	}
-	key := v.keys.Token[sealed.Header.KeyID]
+	key := v.keys.Load().Token[sealed.Header.KeyID]
 	if key == nil {
 		return nil, proof.Refuse(proof.TokenInvalid, "the token is encrypted to a key that this verifier does not have", proof.Fact{Name: "kid", Got: sealed.Header.KeyID})
 	}
@@ -106,7 +106,7 @@ func (v *Verifier) release(ctx context.Context, host *Host, spki proof.Digest, t
 	previous := chain.head()
 	receipt := &proof.Receipt{Issuer: v.cfg.Issuer, IssuedAt: f.Now.Unix(), Token: digest, Statement: want.Link, Verdict: f.Verdict.Digest,
 		Link: next.Number, Previous: previous, Attempt: next.Attempt, Policy: token.Policy()}
-	jws, err := proof.SignReceipt(receipt, v.keys.Verdict)
+	jws, err := proof.SignReceipt(receipt, v.keys.Load().signer(f.Verdict.KeyID))
 	if err != nil {
 		return nil, internal("cannot sign receipt", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"troth/proof"
@@ -46,7 +47,7 @@ func DefaultConfig() Config {
 // Verifier judges. All its methods may be called at once.
 type Verifier struct {
 	cfg   Config
-	keys  *Keys
+	keys  atomic.Pointer[Keys] // another after SetKeys
 	store store.Store
 	log   *slog.Logger
 	now   func() time.Time // the verifier's own clock is the only one it believes
@@ -70,6 +71,7 @@ type Verifier struct {
 type issued struct {
 	Digest proof.Digest
 	JWS    string
+	KeyID  string // who signed it
 	V      *proof.Verdict
 }
 
@@ -93,9 +95,10 @@ func New(ctx context.Context, cfg Config, keys *Keys, st store.Store, log *slog.
 	if cfg.Issuer != keys.Issuer {
 		return nil, fmt.Errorf("cannot start verifier: the configuration's issuer is %q, the key set's %q", cfg.Issuer, keys.Issuer)
 	}
-	v := &Verifier{cfg: cfg, keys: keys, store: st, log: log, now: time.Now,
+	v := &Verifier{cfg: cfg, store: st, log: log, now: time.Now,
 		hosts: map[string]*Host{}, bySPKI: map[proof.Digest]*Host{}, refs: map[string]*Reference{}, profiles: map[string]*Profile{},
 		standing: map[tpm.Name]*standing{}, marks: map[tpm.Name]Mark{}, verdicts: map[proof.Digest]*issued{}}
+	v.keys.Store(keys)
 	if err := v.load(ctx); err != nil {
 		return nil, fmt.Errorf("cannot start verifier: %w", err)
 	}
@@ -140,13 +143,13 @@ func (v *Verifier) load(ctx context.Context) error {
 		}),
 		each(ctx, v.store, kindMark, "", func(_ store.Doc, m *Mark) error { v.marks[m.AK] = *m; return nil }),
 		each(ctx, v.store, kindVerdict, "", func(d store.Doc, s *storedVerdict) error {
-			vd, err := proof.ParseVerdict(s.JWS, v.keys.Public)
+			vd, err := proof.ParseVerdict(s.JWS, v.keys.Load().Public)
 			if err != nil {
 				v.log.Warn("stored verdict is not of the present keys", "digest", d.Name, "error", err.Error())
 				return nil
 			}
 			if vd.Expires > now {
-				i := &issued{proof.VerdictDigest(s.JWS), s.JWS, vd}
+				i := &issued{proof.VerdictDigest(s.JWS), s.JWS, s.KeyID, vd}
 				v.verdicts[i.Digest] = i
 				// Of verdicts of one second the TPM's clock tells the newest.
 				if st := v.standing[vd.Host]; st == nil || st.At < vd.IssuedAt || st.At == vd.IssuedAt && st.Verdict.V.Clock < vd.Clock {
@@ -160,6 +163,7 @@ func (v *Verifier) load(ctx context.Context) error {
 
 type storedVerdict struct {
 	JWS     string         `json:"jws"`
+	KeyID   string         `json:"kid"`
 	Expires int64          `json:"expires"`
 	Refusal *proof.Refusal `json:"refusal,omitempty"`
 }
@@ -183,7 +187,10 @@ func (v *Verifier) keep(old, h *Host) {
 func (v *Verifier) Ready(ctx context.Context) error { return v.store.Ping(ctx) }
 
 // KeySet is the key set as the root signed it, and the root.
-func (v *Verifier) KeySet() (string, proof.JWK) { return v.keys.KeySet, v.keys.Root }
+func (v *Verifier) KeySet() (string, proof.JWK) {
+	k := v.keys.Load()
+	return k.KeySet, k.Root
+}
 
 // flushEvery is how long marks and verdicts may wait for the disk. The appraisal path does not touch it: many hosts share
 // one commit. A crash loses at most this much: a lost mark lets a clock go back by one second's evidence at most, a lost

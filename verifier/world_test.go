@@ -214,7 +214,7 @@ func (w *world) newAsk(h *host, a *Attestation, change func(*proof.Token)) *ask 
 	if change != nil {
 		change(k)
 	}
-	set := must[*proof.KeySet](w.t)(proof.ParseKeySet(w.keys.KeySet, w.keys.Root))
+	set := must[*proof.KeySet](w.t)(proof.ParseKeySet(w.KeySet()))
 	text := must[string](w.t)(proof.NewToken(k, set.TokenKey()))
 	s := &proof.Statement{UUID: "6f1c0c6e-0000-4000-8000-000000000001", Name: "vm", Action: proof.ActionStart, Mode: proof.ModePaused, Configuration: *digestOf("configuration"),
 		Measurements: proof.Measurements{Kernel: digestOf("kernel"), Initrd: digestOf("initrd"), CommandLine: digestOf("cmdline")},

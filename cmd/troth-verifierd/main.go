@@ -56,7 +56,7 @@ func command() *cobra.Command {
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "the configuration is good")
 			return err
 		}})
-	root.AddCommand(initialise, check,
+	root.AddCommand(initialise, check, keysCommand(&file),
 		&cobra.Command{Use: "serve", Short: "Run the service", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), file) }},
 		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
@@ -146,7 +146,11 @@ func run(ctx context.Context, file string) (err error) {
 		}
 		listeners = append(listeners, l)
 	}
+	renewed := make(chan os.Signal, 1)
+	signal.Notify(renewed, syscall.SIGHUP)
+	defer signal.Stop(renewed)
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go takeKeys(work, v, p, renewed)
 	written := make(chan error, 1)
 	go func() { written <- v.Run(work) }()
 	served := make(chan error, len(listeners))
@@ -172,4 +176,24 @@ func run(ctx context.Context, file string) (err error) {
 		err = nil
 	}
 	return errors.Join(err, shut, <-written)
+}
+
+// takeKeys takes the keys on the disk whenever it is told, until ctx ends. Keys that are not good change nothing.
+func takeKeys(ctx context.Context, v *verifier.Verifier, p *prepared, told <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-told:
+		}
+		keys, err := verifier.LoadKeys(p.config.keys())
+		if err == nil {
+			err = v.SetKeys(keys)
+		}
+		if err != nil {
+			p.log.Error("cannot take new keys, the present ones stay", "error", err.Error())
+			continue
+		}
+		p.log.Info("took new keys", "verdict", keys.Verdict.KeyID(), "signed", keys.Issued)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -18,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -167,4 +169,78 @@ func TestRefusesToStart(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestKeys renews and revokes keys as an operator does, and has the service that runs take them.
+func TestKeys(t *testing.T) {
+	file, pool, address := setup(t, "")
+	if _, err := execute(t, "--config", file, "init"); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(filepath.Dir(file), "state", "keys")
+	root := filepath.Join(filepath.Dir(file), "root.pem")
+	check(t, os.Rename(filepath.Join(dir, "root.pem"), root))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, file) }()
+	defer func() {
+		cancel()
+		check(t, <-done)
+	}()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}, Timeout: time.Second}
+	defer client.CloseIdleConnections()
+	serves := func(want string) {
+		t.Helper()
+		got := ""
+		for range 200 {
+			if resp, err := client.Get("https://" + address + "/v1/keys"); err == nil {
+				body, err := io.ReadAll(resp.Body)
+				check(t, errors.Join(err, resp.Body.Close()))
+				if got = string(body); strings.Contains(got, want) {
+					return
+				}
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Fatalf("the service gives other keys: %s, want %s", got, want)
+	}
+	set := func() string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(dir, "keys.jws"))
+		check(t, err)
+		return strings.TrimSpace(string(b))
+	}
+	first := set()
+	serves(first)
+	for want, args := range map[string][]string{
+		"root":                      {"rotate"},
+		"neither verdict nor token": {"rotate", "--root", root, "--only", "both"},
+		"PEM":                       {"rotate", "--root", file},
+		"names no":                  {"revoke", "--root", root, "nobody"},
+		"at least 1 arg":            {"revoke", "--root", root},
+	} {
+		if out, err := execute(t, append([]string{"--config", file, "keys"}, args...)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("keys %q: %s, %v", args, out, err)
+		}
+	}
+	if set() != first {
+		t.Fatal("what was refused has changed the key set")
+	}
+	out, err := execute(t, "--config", file, "keys", "rotate", "--root", root)
+	if err != nil || strings.Count(out, "in use") != 2 || strings.Count(out, "good, not used") != 2 || !strings.Contains(out, "reload") {
+		t.Fatal(out, err)
+	}
+	check(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
+	second := set()
+	serves(second)
+	shown, err := execute(t, "--config", file, "keys", "show")
+	if err != nil || !strings.HasPrefix(out, shown) {
+		t.Fatal(shown, err)
+	}
+	inUse := strings.Fields(strings.Split(shown, "\n")[1])[2]
+	if out, err = execute(t, "--config", file, "keys", "revoke", "--root", root, inUse); err != nil || strings.Contains(out, inUse) {
+		t.Fatal(out, err)
+	}
+	check(t, syscall.Kill(os.Getpid(), syscall.SIGHUP))
+	serves(set())
 }

@@ -2,10 +2,14 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"troth/proof"
 )
 
 // Verifier is the node with troth-verifierd: configuration in /etc/troth/verifierd.toml, state in /var/lib/troth.
@@ -87,6 +91,56 @@ func (v *Verifier) Pause(ctx context.Context, hold bool) error {
 		sig = syscall.SIGSTOP
 	}
 	return v.signal(ctx, "verifierd", sig)
+}
+
+// Rotate renews the verifier's keys while it runs.
+func (v *Verifier) Rotate(ctx context.Context) error { return v.renew(ctx, "rotate") }
+
+// Revoke takes the keys that are in use out of the key set while the verifier runs.
+func (v *Verifier) Revoke(ctx context.Context) error {
+	b, err := os.ReadFile(v.TrustFile())
+	if err != nil {
+		return err
+	}
+	trust, err := proof.ParseTrust(b)
+	if err != nil {
+		return err
+	}
+	set, err := trust.KeySet()
+	if err != nil {
+		return err
+	}
+	return v.renew(ctx, "revoke", set.VerdictKeys[0].KeyID, set.TokenKey().KeyID)
+}
+
+// renew changes the key set and waits until the service gives the new one.
+func (v *Verifier) renew(ctx context.Context, how string, keys ...string) error {
+	const dir = "/var/lib/troth/keys/"
+	if _, err := v.Exec(ctx, append([]string{"troth-verifierd", "keys", how, "--root", dir + "root.pem", "--"}, keys...)...); err != nil {
+		return err
+	}
+	want, err := os.ReadFile(v.Path(dir + "keys.jws"))
+	if err != nil {
+		return err
+	}
+	if err := v.signal(ctx, "verifierd", syscall.SIGHUP); err != nil {
+		return err
+	}
+	c, err := v.lab.Client("")
+	if err != nil {
+		return err
+	}
+	defer c.CloseIdleConnections()
+	return v.await(ctx, "verifierd", func() error {
+		var got struct{ Keys string }
+		if err := Call(ctx, c, "GET", v.URL()+"/v1/keys", nil, &got); err != nil {
+			return err
+		}
+		if got.Keys != strings.TrimSpace(string(want)) {
+			return errors.New("it gives the old key set")
+		}
+		return nil
+	})
 }
 
 // TrustFile is trust.json, what a tenant pins of this verifier, as a path outside.

@@ -188,8 +188,9 @@ func (s *stage) verifier(ctx context.Context, ts *testscript.TestScript, neg boo
 			return v.Start(ctx)
 		},
 		"hangup": masked("hangup"), "babble": masked("babble"),
-		"hold": func(ctx context.Context) error { return v.Pause(ctx, true) },
-		"go":   func(ctx context.Context) error { return v.Pause(ctx, false) },
+		"hold":   func(ctx context.Context) error { return v.Pause(ctx, true) },
+		"go":     func(ctx context.Context) error { return v.Pause(ctx, false) },
+		"rotate": v.Rotate, "revoke": v.Revoke,
 		"cut":  func(context.Context) error { return v.Cut(true) },
 		"join": func(context.Context) error { return v.Cut(false) },
 	}[args[0]]

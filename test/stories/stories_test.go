@@ -12,6 +12,7 @@
 //	tpm HOST kill|start|hold|go|replace|hangup|babble  its process; replace keeps its state; hangup and babble put one in its place that closes or answers garbage
 //	hostd|libvirtd HOST start|stop|kill|hold|go|reload  hold and go for hostd, reload for libvirtd
 //	verifier hold|go|stop|start|cut|join|hangup|babble  cut and join its network; hangup and babble as for a TPM
+//	verifier rotate|revoke           renew its keys, or revoke those in use, while it runs
 //	settles HOST                     wait until the host is ready again
 //	eventually N PERSON ARGS...      exits, tried for 15 s: a host notices a change of its own state within an epoch
 //	says PATTERN PERSON ARGS...      the same, until what is printed matches

@@ -17,26 +17,26 @@ func TestAttack(t *testing.T) {
 	if testing.Short() {
 		t.Skip("stories need the lab: make test")
 	}
-	for id, dir := range map[string]string{"L-HOOKGONE": "testdata/hookgone", "L-RESTORE": "testdata/restore", "L-FILTER": "testdata/filter"} {
-		t.Run(id, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
-			defer cancel()
-			s := newStage(ctx, t, lab.Options{})
-			testscript.RunT(oneByOne{t}, testscript.Params{Dir: dir, Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
-		})
-	}
-	// What hostd depends on goes away: one host for all of it, which waits less long than others do.
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t, lab.Options{})
+	tell := func(id, dir string) {
+		t.Run(id, func(t *testing.T) {
+			testscript.RunT(oneByOne{t}, testscript.Params{Dir: "testdata/" + dir, Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
+		})
+	}
+	tell("L-HOOKGONE", "hookgone")
+	tell("L-RESTORE", "restore")
+	tell("L-FILTER", "filter")
+	tell("K-ROTATE", "rotate")
+	tell("K-COMPROMISE", "compromise")
+	// What hostd depends on goes away; it waits less long than others do.
 	if err := s.impatient(ctx); err != nil {
 		t.Fatal(err)
 	}
-	for id, dir := range map[string]string{"L-AUTOSTART": "testdata/autostart", "R-VERDOWN": "testdata/verdown", "R-TPMDOWN": "testdata/tpmdown"} {
-		t.Run(id, func(t *testing.T) {
-			testscript.RunT(oneByOne{t}, testscript.Params{Dir: dir, Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
-		})
-	}
+	tell("L-AUTOSTART", "autostart")
+	tell("R-VERDOWN", "verdown")
+	tell("R-TPMDOWN", "tpmdown")
 }
 
 // impatient lets hostd wait 3 s for verifier and TPM, so that the stories of their absence are short.
