@@ -63,7 +63,10 @@ func RotateKeys(dir string, root *proof.SigningKey, r Rotation, now time.Time) (
 		return nil, err
 	}
 	// From here on the new set holds. trust.json is a copy for tenants; the service takes the root alone from it.
-	return &set, errors.Join(renewTrust(dir, text), r.forget(dir))
+	if err := errors.Join(renewTrust(dir, text), r.forget(dir)); err != nil {
+		return &set, fmt.Errorf("the new key set holds, and not all of its files are in order: %w", err)
+	}
+	return &set, nil
 }
 
 // drop takes the revoked keys out of the set.

@@ -15,12 +15,17 @@ import (
 // of its unit, libvirt asks polkit, and an operator who may do everything with libvirt cannot touch the guest.
 func TestUnprivilegedLaunch(t *testing.T) {
 	for daemon, o := range map[string]lab.Options{"libvirtd": {}, "virtqemud": {Modular: true}} {
-		t.Run(daemon, func(t *testing.T) { unprivilegedLaunch(t, daemon, o) })
+		t.Run(daemon, func(t *testing.T) {
+			s := newStage(t, o)
+			s.unprivilegedLaunch(t, daemon)
+			if daemon == "libvirtd" {
+				s.unprivilegedSave(t)
+			}
+		})
 	}
 }
 
-func unprivilegedLaunch(t *testing.T, daemon string, o lab.Options) {
-	s := newStage(t, o)
+func (s *stage) unprivilegedLaunch(t *testing.T, daemon string) {
 	ctx, h := s.ctx, s.Host
 	const id = "6cf3a1f8-0f41-4f6e-9a5e-6f8f7a2b9c11"
 	// An image as libvirt leaves images: of another owner, readable by nobody else.

@@ -10,16 +10,15 @@ import (
 	"troth/test/lab"
 )
 
-// TestUnprivilegedSave saves and restores guests on a host as it is installed: libvirt writes the image as root into a folder of troth-hostd's user, who
+// unprivilegedSave saves and restores guests on a host as it is installed: libvirt writes the image as root into a folder of troth-hostd's user, who
 // has to read, hold and remove it with the capabilities of its unit, and every call passes polkit. An operator who may do everything with libvirt
 // cannot bring the saved guest back, or change what is restored.
-func TestUnprivilegedSave(t *testing.T) {
-	s := newStage(t, lab.Options{})
-	t.Run("plain", func(t *testing.T) {
+func (s *stage) unprivilegedSave(t *testing.T) {
+	t.Run("save", func(t *testing.T) {
 		s := s.in(t)
 		s.savedAndRestored(lab.Domain{Name: "plain", UUID: "6cf3a1f8-0f41-4f6e-9a5e-6f8f7a2b9c21"})
 	})
-	t.Run("sealed disk", func(t *testing.T) {
+	t.Run("save with a sealed disk", func(t *testing.T) {
 		s := s.in(t)
 		const disk = "/var/lib/libvirt/images/sealed.luks"
 		s.sealed(disk)

@@ -21,7 +21,7 @@ import (
 func TestDemoKilled(t *testing.T) {
 	build := theBuild(t)
 	w := watch(t)
-	times, last := 5, []string{"-only", "proof"}
+	times, last := 3, []string{"-only", "proof"}
 	if os.Getenv("TROTH_SOAK") != "" {
 		times, last = 20, nil
 	}

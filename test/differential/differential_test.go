@@ -20,7 +20,7 @@ import (
 )
 
 // documents is how many are compared: a sample; make test-differential takes 20,000, and TROTH_SEED another seed.
-var documents = flag.Uint64("documents", 6_000, "how many documents TestDifferential compares")
+var documents = flag.Uint64("documents", 3_000, "how many documents TestDifferential compares")
 
 // fixed is the seed of every run.
 const fixed = 1

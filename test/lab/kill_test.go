@@ -49,7 +49,7 @@ func TestLabKilled(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	// The first one is killed when all is up, a guest included; the others before.
 	full := killOwner(t, filepath.Join(t.TempDir(), "lab"), 0)
-	for range 7 {
+	for range 4 {
 		killOwner(t, filepath.Join(t.TempDir(), "lab"), time.Duration(random.Int64N(int64(full))))
 	}
 	for name := range rootLinks(t) {
