@@ -60,11 +60,15 @@ func (d *Daemon) reconcile(ctx context.Context) {
 func (d *Daemon) look(ctx context.Context, scan bool) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	version, err := d.Virt.Version(ctx)
-	d.Status.LibvirtSeen(version, err)
+	var version string
+	err := d.libvirt("version", func(ctx context.Context) (err error) {
+		version, err = d.Virt.Version(ctx)
+		d.Status.LibvirtSeen(version, err)
+		return err
+	})
 	var running []domain.UUID
 	if err == nil {
-		if err := d.Launcher.Recover(ctx); err != nil {
+		if err := d.libvirt("recover", d.Launcher.Recover); err != nil {
 			d.Log.Warn("cannot end a launch that was cut short, it will be tried again", "error", err.Error())
 		}
 		list, cancel := context.WithTimeout(ctx, patience)
@@ -87,6 +91,16 @@ func (d *Daemon) look(ctx context.Context, scan bool) {
 	poke(d.owes)
 }
 
+// libvirt asks what libvirt may leave unanswered, for a minute; the reconcile worker goes on after two seconds, since strays are to be found while libvirt hangs too.
+func (d *Daemon) libvirt(what string, ask func(context.Context) error) error {
+	_, err := stall.Ask(d.asked, "", what, func() (struct{}, error) {
+		ctx, cancel := context.WithTimeout(d.ctx, time.Minute)
+		defer cancel()
+		return struct{}{}, ask(ctx)
+	})
+	return err
+}
+
 // sweepKeys takes back the keys of sealed disks that are with libvirt and that no launch needs: recovery takes back those of launches that it finds in
 // the journal, this is for those that it does not, and for those that libvirt took late. What cannot be looked for is told once, and tried again.
 func (d *Daemon) sweepKeys(ctx context.Context) {
@@ -107,7 +121,11 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 	for _, id := range running {
 		runs[id.String()] = true
 	}
+	begun := time.Now()
 	for _, known := range d.Launcher.Book.Domains() {
+		if time.Since(begun) > 2*patience {
+			return // the others have their turn: what hangs costs no time at the next look
+		}
 		switch {
 		case known.Live() != nil && !runs[known.UUID]:
 			why := proof.Refuse(proof.NotRegistered, "the guest ended by itself or was ended by another client")
