@@ -201,6 +201,12 @@ func (s *stage) reconcile(ctx context.Context, t *testing.T) {
 		s.ended(ctx, t, stray{"uuid", "", "-name renamed", "cp /usr/bin/qemu-system-x86_64 /tmp/qemu-system-other; (sleep 1; rm /tmp/qemu-system-other) & cd /tmp; " +
 			strings.Replace(byHand, "qemu-system-x86_64", "/tmp/qemu-system-other", 1) + "-L /usr/share/qemu -L /usr/share/seabios -name renamed --uuid " + restingUUID})
 	})
+	t.Run("by hand, while libvirt hangs", func(t *testing.T) {
+		s.ended(ctx, t, stray{"uuid", "", "-name hung", "kill -STOP $(pidof libvirtd); setsid sh -c 'sleep 15; kill -CONT $(pidof libvirtd)' & " + byHand + "-name hung -uuid " + restingUUID})
+		if err := s.Host.AwaitReady(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	resting := s.File(t, s.xml(lab.Domain{Name: "resting", UUID: restingUUID}))
 	t.Run("virt-qemu-run", func(t *testing.T) {
 		s.ended(ctx, t, stray{"uuid", restingUUID, "guest=resting", private("mkdir -p /tmp/embedded/etc; cp /etc/libvirt/qemu.conf /tmp/embedded/etc/; exec virt-qemu-run -r /tmp/embedded " + resting)})
