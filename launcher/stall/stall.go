@@ -27,8 +27,9 @@ type Guard struct {
 // Ask asks for the answer of a question, named by its group and its key. A question that is being asked still is not asked a second time.
 func Ask[T any](g *Guard, group, key string, question func() (T, error)) (T, error) {
 	type answer struct {
-		value T
-		err   error
+		value    T
+		err      error
+		panicked any
 	}
 	var none T
 	if err := g.begin(group, key); err != nil {
@@ -36,14 +37,21 @@ func Ask[T any](g *Guard, group, key string, question func() (T, error)) (T, err
 	}
 	answered := make(chan answer, 1)
 	go func() {
-		defer g.end(group, key)
-		value, err := question()
-		answered <- answer{value, err}
+		var a answer
+		defer func() {
+			a.panicked = recover() // it is the asker's
+			g.end(group, key)      // first: who has the answer may ask again
+			answered <- a
+		}()
+		a.value, a.err = question()
 	}()
 	timer := time.NewTimer(g.Within)
 	defer timer.Stop()
 	select {
 	case a := <-answered:
+		if a.panicked != nil {
+			panic(a.panicked)
+		}
 		return a.value, a.err
 	case <-timer.C:
 		return none, fmt.Errorf("%w: %v", ErrStalled, g.Within)

@@ -21,6 +21,14 @@ func TestAsk(t *testing.T) {
 		if _, err := Ask(g, "a", "fails", func() (int, error) { return 0, refused }); !errors.Is(err, refused) {
 			t.Errorf("%v", err)
 		}
+		func() {
+			defer func() {
+				if p := recover(); p != "worker" {
+					t.Errorf("the asker's panic is %v", p)
+				}
+			}()
+			Ask(g, "a", "panics", func() (int, error) { panic("worker") }) //nolint:errcheck // it does not return
+		}()
 		begun := time.Now()
 		for _, key := range []string{"x", "y"} {
 			if _, err := Ask(g, "a", key, hang); !errors.Is(err, ErrStalled) {
