@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -101,7 +100,7 @@ func finding(ctx context.Context, t *testing.T, h *lab.Host, name string) hostd.
 		t.Fatal(err)
 	}
 	out, err := h.Exec(ctx, "troth-hostd", "-o", "json", "doctor")
-	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+	if _, ok := errors.AsType[lab.ExitStatus](err); err != nil && !ok {
 		t.Fatal(err)
 	}
 	var all []hostd.Finding

@@ -4,6 +4,6 @@
 //
 // Nothing in the programs helps it: a step is seen from outside, by the journal, by libvirt's and hostd's files, and by the clock.
 //
-// Counts: a few kills by default, since `make test` runs every package; TROTH_KILLS says how many (`make test-crash`); TROTH_SOAK=1 makes it 300
+// Counts: a few kills by default, as `make test-gate` has them; TROTH_KILLS says how many (`make test-crash`); TROTH_SOAK=1 makes it 300
 // (`make soak`).
 package crash

@@ -19,7 +19,7 @@ import (
 	"troth/test/differential"
 )
 
-// documents is how many are compared: a sample; make test-differential takes 20,000, and TROTH_SEED another seed.
+// documents is how many are compared: a sample, as make test-gate has it; make test-differential takes 20,000, and TROTH_SEED another seed.
 var documents = flag.Uint64("documents", 3_000, "how many documents TestDifferential compares")
 
 // fixed is the seed of every run.

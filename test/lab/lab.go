@@ -355,10 +355,10 @@ func (l *Lab) Keep() error {
 
 func (l *Lab) end() error {
 	err := l.spawner.end()
-	if cerr := l.lock.Close(); err == nil {
-		err = cerr
+	for _, h := range l.hosts {
+		err = errors.Join(err, h.leaveCapabilities())
 	}
-	return err
+	return errors.Join(err, l.lock.Close())
 }
 
 // Dir is the lab's directory: log/, pki/, shared/ and one directory per node.

@@ -47,6 +47,9 @@ func (h *Host) configureLibvirt() error {
 			return err
 		}
 	}
+	if err := h.takeCapabilities(); err != nil {
+		return err
+	}
 	if h.lab.options.Binaries == "" {
 		return nil
 	}

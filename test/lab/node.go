@@ -140,24 +140,8 @@ func (s *spawner) end() error {
 func (n *Node) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", argv...)
 	cmd.Args = append([]string{proxyName, n.socket}, argv...)
-	cmd.Env = os.Environ()
-	if n.rooted {
-		cmd.Env = []string{"HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	}
+	cmd.Env = n.environ()
 	return cmd
-}
-
-// Exec runs a command in the node and returns its standard output. The error of a command that failed ends with what it
-// wrote to standard error.
-func (n *Node) Exec(ctx context.Context, argv ...string) (string, error) {
-	var stderr strings.Builder
-	cmd := n.Command(ctx, argv...)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return string(out), fmt.Errorf("%s: %s: %w: %s", n.Name, strings.Join(argv, " "), err, strings.TrimSpace(stderr.String()))
-	}
-	return string(out), nil
 }
 
 // Path says where a file of the node is seen from the machine.

@@ -78,7 +78,7 @@ func (s *stage) proof(ctx context.Context, uuid string) (doc json.RawMessage, er
 
 func TestAttack(t *testing.T) {
 	if testing.Short() {
-		t.Skip("needs the lab: make test")
+		t.Skip("needs the lab: make test-gate")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 95*time.Minute)
 	defer cancel()

@@ -17,6 +17,7 @@ func TestAttack(t *testing.T) {
 	if testing.Short() {
 		t.Skip("stories need the lab: make test")
 	}
+	t.Parallel() // each has hosts of its own
 	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t, lab.Options{})

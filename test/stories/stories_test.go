@@ -41,6 +41,7 @@ func TestStories(t *testing.T) {
 	if testing.Short() {
 		t.Skip("stories need the lab: make test")
 	}
+	t.Parallel() // each has hosts of its own
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t, lab.Options{Hosts: 2})

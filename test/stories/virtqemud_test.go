@@ -15,6 +15,7 @@ func TestVirtqemud(t *testing.T) {
 	if testing.Short() {
 		t.Skip("stories need the lab: make test")
 	}
+	t.Parallel() // each has hosts of its own
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t, lab.Options{Modular: true, Polkit: true})

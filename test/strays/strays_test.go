@@ -175,7 +175,7 @@ printf "security_driver=\"none\"\ncgroup_controllers=[]\nnamespaces=[]\nstdio_ha
 
 func TestAttack(t *testing.T) {
 	if testing.Short() {
-		t.Skip("needs the lab: make test")
+		t.Skip("needs the lab: make test-gate")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
