@@ -94,9 +94,9 @@ func (r *reader) pciModel(root *node, c *Config, k *Controller) {
 		r.malformed(root, where, "the root of machine %s is controller 0 of model %s", c.Machine, rootModel)
 	case k.Index == 0:
 	case k.Address.Type == "" || k.Name == "":
-		r.malformed(root, where, "a bridge is given with <model name=…> and <address>, or left out")
+		r.malformed(root, where, "a bridge is given with <model name=…> and <address>, or left out%s", r.libvirtWrites())
 	case k.Model == "pcie-root-port" && (k.Chassis == "" || k.Port == ""):
-		r.malformed(root, where, "a root port is given with <target chassis=… port=…>")
+		r.malformed(root, where, "a root port is given with <target chassis=… port=…>%s", r.libvirtWrites())
 	case k.Model == "pci-bridge" && k.ChassisNr == "":
 		r.malformed(root, where, "a bridge is given with <target chassisNr=…>")
 	}

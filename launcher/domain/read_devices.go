@@ -75,10 +75,18 @@ func (r *reader) defaulted(n *node, name, def string, allowed ...string) string 
 	return v
 }
 
+// libvirtWrites tells who wrote a short form how to get the long one.
+func (r *reader) libvirtWrites() string {
+	if !r.request() {
+		return ""
+	}
+	return "; libvirt writes what is left out: define the domain once and take what 'virsh dumpxml --inactive' shows"
+}
+
 func (r *reader) controller(n *node) Controller {
 	k := Controller{Type: r.needOf(n, "type", "usb", "sata", "ide", "scsi", "virtio-serial", "pci"), Index: r.number(n, "index")}
 	if !r.has(n, "index") {
-		r.malformed(n, "@index", "the attribute is missing")
+		r.malformed(n, "@index", "the attribute is missing%s", r.libvirtWrites())
 	}
 	switch k.Type {
 	case "usb":
