@@ -1,11 +1,14 @@
 package domain
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+
+	"troth/proof"
 )
 
 // reader reads a tree into a Config. The first failure is kept and the rest runs on with zero values; each element
@@ -15,6 +18,7 @@ type reader struct {
 	secrets map[string]UUID // of sealed disks, by target, as the definition names them
 	mode    Mode
 	err     error
+	also    []proof.Fact // of a request: what else is not allowed, so that its author need not ask once for each
 }
 
 // running says that libvirt may have added what it adds to a domain that starts or runs.
@@ -30,8 +34,44 @@ func (r *reader) malformed(n *node, under, why string, args ...any) {
 }
 
 func (r *reader) notAllowed(n *node, under, why string, args ...any) {
-	if r.err == nil {
-		r.err = notAllowed(place(n, under), fmt.Sprintf(why, args...))
+	switch at, why := place(n, under), fmt.Sprintf(why, args...); {
+	case r.err == nil:
+		r.err = notAllowed(at, why)
+	case r.request() && len(r.also) < maxAlso:
+		r.also = append(r.also, proof.Fact{Name: "also", Value: at + ": " + why})
+	}
+}
+
+// maxAlso bounds what a refusal tells besides its reason.
+const maxAlso = 7
+
+// failure is the first failure, with what else is not allowed if that is what it says. Elements that are never allowed are not read, and
+// stand among what is left over.
+func (r *reader) failure(root *node) error {
+	f, ok := errors.AsType[*proof.Refusal](r.err)
+	if !ok || f.Code != proof.ConfigurationNotAllowed || !r.request() {
+		return r.err
+	}
+	r.never(root)
+	for _, devices := range root.children {
+		if devices.name == "devices" {
+			r.never(devices)
+		}
+	}
+	for _, a := range r.also {
+		if !slices.Contains(f.Facts, a) && !strings.HasPrefix(a.Value, f.Facts[0].Value+": ") {
+			f.Facts = append(f.Facts, a)
+		}
+	}
+	return f
+}
+
+// never notes children that no trusted domain has. (Deeper down, what a reader that failed left unread says nothing.)
+func (r *reader) never(n *node) {
+	for _, c := range n.children {
+		if why, ok := refusedWhy[c.name]; ok && !c.used {
+			r.notAllowed(c, "", "%s", why)
+		}
 	}
 }
 

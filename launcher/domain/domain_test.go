@@ -212,6 +212,44 @@ func TestFill(t *testing.T) {
 	}
 }
 
+// TestAlso: a request with several things that are not allowed is told of all of them; what hostd compares is refused by the first alone.
+func TestAlso(t *testing.T) {
+	text := string(readFile(t, "testdata/requests/direct.xml"))
+	bad := text
+	for old, now := range map[string]string{
+		"machine='pc-q35-7.2'": "machine='q35'", "<devices>": "<memtune/><devices><memballoon model='virtio'/><hostdev/><tpm/>",
+	} {
+		if bad = strings.Replace(bad, old, now, 1); !strings.Contains(bad, now) {
+			t.Fatalf("nothing to replace: %s", old)
+		}
+	}
+	all := func(m Mode) (element string, also []string) {
+		_, err := Read([]byte(bad), m)
+		f, ok := errors.AsType[*proof.Refusal](err)
+		if !ok || f.Code != proof.ConfigurationNotAllowed {
+			t.Fatalf("%s: %v", m, err)
+		}
+		for _, fact := range f.Facts {
+			switch fact.Name {
+			case "element":
+				element = fact.Value
+			case "also":
+				path, _, _ := strings.Cut(fact.Value, ": ")
+				also = append(also, path)
+			}
+		}
+		return element, also
+	}
+	element, also := all(Request)
+	want := []string{"/domain/devices/memballoon", "/domain/memtune", "/domain/devices/hostdev", "/domain/devices/tpm"}
+	if element != "/domain/os/type/@machine" || !slices.Equal(also, want) {
+		t.Errorf("%s, also %q, want %q", element, also, want)
+	}
+	if _, also := all(Inactive); also != nil {
+		t.Errorf("what libvirt gave back: also %q", also)
+	}
+}
+
 func TestInteractive(t *testing.T) {
 	for name, want := range map[string]bool{"direct": false, "firmware": false, "hostmodel": false, "rootports": false, "everything": true, "i440fx": true} {
 		if got := request(t, name).Interactive(); got != want {

@@ -37,7 +37,7 @@ func Read(xml []byte, m Mode) (*Config, error) {
 		r.cross(root, c)
 	}
 	if r.err != nil {
-		return nil, r.err
+		return nil, r.failure(root)
 	}
 	return c, nil
 }
