@@ -14,7 +14,7 @@ import (
 )
 
 // readBacks is how many documents TestDifferential offers to libvirt.
-const readBacks = 2000
+const readBacks = 5000
 
 // TestDifferential: of whatever libvirt takes and gives back, the scan finds libvirt's UUID, the mark exactly if libvirt
 // kept it, and the files of all disks.

@@ -10,7 +10,7 @@ import (
 )
 
 // queued is how many trusted starts stand before hostd at once; libvirtd has 20 workers, and 8 may wait for hostd.
-func queued() int { return count(16, 60) }
+func queued() int { return count(24, 60) }
 
 // refusedIn is how much longer a trusted start may take when hostd says nothing than when it answers: what the starts cost libvirtd is the same.
 const refusedIn = 3 * time.Second
@@ -30,7 +30,7 @@ const queuedFor = time.Second
 // stopped and with hostd killed; and when that crowd has been queued for a while. They are interleaved, so that what else the machine does meets all of them.
 func (s *stage) stalled(ctx context.Context, t *testing.T) {
 	c := s.newCrowd(ctx, t)
-	rounds := count(2, 11)
+	rounds := count(3, 11)
 	none := func(context.Context) error { return nil }
 	stop := func(ctx context.Context) error { return s.Host.PauseHostd(ctx, true) }
 	proceed := func(ctx context.Context) error { return s.Host.PauseHostd(ctx, false) }

@@ -36,7 +36,7 @@ func (s *stage) redefined(ctx context.Context, t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := s.newRace(ctx, t, rand.New(rand.NewPCG(seed, 0)))
-	t.Run("unjudged", func(t *testing.T) { r.unarmed(ctx, t, counted(t, "TROTH_PAIRS", 200, 10_000)) })
+	t.Run("unjudged", func(t *testing.T) { r.unarmed(ctx, t, counted(t, "TROTH_PAIRS", 400, 10_000)) })
 	t.Run("armed", func(t *testing.T) { r.armed(ctx, t, counted(t, "TROTH_STARTS", 8, 300)) })
 }
 
