@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,13 +39,28 @@ func copyNew(from, to string) error {
 		if there, err := os.ReadFile(name); err == nil && bytes.Equal(there, data) {
 			continue
 		}
-		fresh := fmt.Sprintf("%s.%d", name, os.Getpid())
-		if err := writeFile(fresh, string(data), 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(fresh, name); err != nil {
+		if err := replace(name, data); err != nil {
 			return fmt.Errorf("cannot keep QEMU's capabilities: %w", err)
 		}
+	}
+	return nil
+}
+
+// replace writes beside a file and gives that the file's name: labs of one program may end at the same moment.
+func replace(name string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	fresh, err := os.CreateTemp(filepath.Dir(name), "capabilities-*")
+	if err != nil {
+		return err
+	}
+	_, err = fresh.Write(data)
+	if err = errors.Join(err, fresh.Close()); err == nil {
+		err = os.Rename(fresh.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(fresh.Name()))
 	}
 	return nil
 }
