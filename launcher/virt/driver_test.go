@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -82,6 +83,43 @@ func TestClosed(t *testing.T) {
 	}
 	if _, _, err := w.Next(t.Context()); !errors.Is(err, virt.ErrWatchEnded) {
 		t.Errorf("watch after close: %v", err)
+	}
+}
+
+// TestLostAtOnce: connections that are lost before those who wait for them have looked.
+func TestLostAtOnce(t *testing.T) {
+	v := connect(t)
+	w := v.Watch()
+	defer w.Close()
+	end := make(chan struct{})
+	var losing sync.WaitGroup
+	losing.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			default:
+				v.Lose()
+			}
+		}
+	})
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for range 10 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				if _, err := v.Version(ctx); err != nil && !errors.Is(err, virt.ErrUnreachable) {
+					t.Error(err)
+				}
+				cancel()
+			}
+		})
+	}
+	asking.Wait()
+	close(end)
+	losing.Wait()
+	if _, err := v.Version(t.Context()); err != nil {
+		t.Errorf("after the losses: %v", err)
 	}
 }
 

@@ -269,7 +269,7 @@ func TestReconnect(t *testing.T) {
 	if _, gap, err := w.Next(n.deadline()); err != nil || !gap {
 		t.Fatalf("first news: gap %v, %v", gap, err)
 	}
-	descriptors := count(t)
+	descriptors := openFiles(t)
 	n.hostd(ask.Deny(ask.GrantMissing)) // and reconnect is not vetoed
 	for range 3 {
 		session := n.virt.Session()
@@ -308,12 +308,25 @@ func TestReconnect(t *testing.T) {
 	must(t, n.virt.Destroy(n.deadline(), uuid))
 	must(t, n.virt.Undefine(n.deadline(), uuid))
 	n.heard(w, "undefined")
-	n.eventually("no descriptor is left of the lost connections", func() bool { return count(t) <= descriptors })
+	defer func() {
+		if t.Failed() {
+			t.Logf("descriptors before: %q\nnow: %q", descriptors, openFiles(t))
+		}
+	}()
+	n.eventually("no descriptor is left of the lost connections", func() bool { return len(openFiles(t)) <= len(descriptors) })
 }
 
-func count(t *testing.T) int {
+// openFiles tells what this process's descriptors are open on, "number kind:[inode]" or "number path".
+func openFiles(t *testing.T) []string {
 	t.Helper()
-	fds, err := os.ReadDir("/proc/self/fd")
+	const dir = "/proc/self/fd"
+	fds, err := os.ReadDir(dir)
 	must(t, err)
-	return len(fds)
+	var open []string
+	for _, fd := range fds {
+		if on, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil { // but the one that read the directory
+			open = append(open, fd.Name()+" "+on)
+		}
+	}
+	return open
 }

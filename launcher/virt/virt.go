@@ -38,7 +38,10 @@ const (
 // place until their deadline instead of piling up threads.
 const maxCalls = 64
 
-var errClosed = errors.New("connection was closed by us")
+var (
+	errClosed     = errors.New("connection was closed by us")
+	errLostAtOnce = errors.New("connection was lost while it opened")
+)
 
 // Virt is one connection to libvirt, opened again whenever it breaks. Its methods are safe to call at once from
 // many goroutines.
@@ -52,6 +55,7 @@ type Virt struct {
 	opening chan struct{} // closed when the attempt in flight is over; nil: none is
 	failed  error         // of the last attempt
 	opened  uint64        // connections so far
+	calm    time.Time     // of the last loss and minPause: no attempt before
 	closed  bool
 	watches map[*Watch]struct{}
 	work    sync.WaitGroup // redial and retire
@@ -63,6 +67,7 @@ type Virt struct {
 type session struct {
 	conn     *libvirt.Connect
 	callback []int // of events
+	lost     bool  // its peer is gone; Virt.mu
 }
 
 var eventLoop = sync.OnceValue(func() error {
@@ -132,6 +137,7 @@ func (v *Virt) Close() error {
 }
 
 // acquire gives the open session with one more count, opening a connection if there is none.
+// One that opened and was lost before we looked has no error to give: it is tried again.
 func (v *Virt) acquire(ctx context.Context) (*session, error) {
 	for try := 0; ; try++ {
 		v.mu.Lock()
@@ -147,7 +153,7 @@ func (v *Virt) acquire(ctx context.Context) (*session, error) {
 				return nil, wrap("connect", "", err)
 			}
 			return s, nil
-		case try > 0 && v.opening == nil:
+		case try > 0 && v.opening == nil && v.failed != nil:
 			err := v.failed
 			v.mu.Unlock()
 			return nil, err
@@ -183,11 +189,22 @@ func (v *Virt) release(s *session) {
 	}
 }
 
-// open makes one attempt to connect; callers share it.
+// open makes one attempt to connect; callers share it. A daemon that dies may accept for an instant after it has let go
+// of us, and libvirt 9.0 forgets to free a connection whose peer leaves while it opens (a descriptor each): so not at once.
 func (v *Virt) open(done chan struct{}) {
+	v.mu.Lock()
+	calm := v.calm
+	v.mu.Unlock()
+	select {
+	case <-v.stop:
+	case <-time.After(time.Until(calm)):
+	}
 	s, err := v.dial()
 	v.mu.Lock()
-	late := v.closed && s != nil
+	late := s != nil && (v.closed || s.lost)
+	if late && err == nil {
+		err = &Error{Op: "connect", Kind: ErrUnreachable, Cause: errLostAtOnce}
+	}
 	if s != nil && !late {
 		v.now = s
 		v.opened++
@@ -221,12 +238,13 @@ func (v *Virt) dial() (*session, error) {
 	if err := conn.RegisterCloseCallback(func(*libvirt.Connect, libvirt.ConnectCloseReason) { v.lose(s) }); err != nil {
 		v.log.Debug("no close callback", "uri", v.uri, "error", err)
 	}
+	s.callback = v.hearChanges(conn)
 	id, err := conn.DomainEventLifecycleRegister(nil, v.heard)
 	if err != nil {
-		_, closeErr := conn.Close()
-		return nil, errors.Join(wrap("hear events", "", err), closeErr)
+		v.retire(s) // each callback counts the connection
+		return nil, wrap("hear events", "", err)
 	}
-	s.callback = append(v.hearChanges(conn), id)
+	s.callback = append(s.callback, id)
 	return s, nil
 }
 
@@ -235,6 +253,8 @@ func (v *Virt) dial() (*session, error) {
 func (v *Virt) lose(s *session) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	s.lost = true
+	v.calm = time.Now().Add(minPause)
 	if v.now != s || v.closed {
 		return
 	}
