@@ -1,6 +1,7 @@
 package hooks
 
 import (
+	"bytes"
 	"path"
 	"path/filepath"
 	"slices"
@@ -35,8 +36,9 @@ func touches(s subject, r ask.Published) bool {
 		return true
 	}
 	if len(s.mentions) > 0 {
+		all := []byte(strings.Join(s.mentions, "\x00")) // which no path holds
 		for v := range r.Paths {
-			if slices.ContainsFunc(s.mentions, func(m string) bool { return holds(m, v) }) {
+			if holds(all, v) {
 				return true
 			}
 		}
@@ -67,9 +69,9 @@ func leads(p string, r ask.Published) bool {
 func mirrors(dir string, r ask.Published) bool {
 	for v := range r.Paths {
 		for at := len(v); at > 0; {
-			at = strings.LastIndexByte(v[:at], '/')
+			at = bytes.LastIndexByte(v[:at], '/')
 			var st syscall.Stat_t
-			if at >= 0 && syscall.Stat(dir+v[at:], &st) == nil && r.HasFile(st.Dev, st.Ino) {
+			if at >= 0 && syscall.Stat(dir+string(v[at:]), &st) == nil && r.HasFile(st.Dev, st.Ino) {
 				return true
 			}
 		}
@@ -78,14 +80,14 @@ func mirrors(dir string, r ask.Published) bool {
 }
 
 // holds: name stands in m as a whole path, not as the beginning of a longer one.
-func holds(m, name string) bool {
+func holds(m, name []byte) bool {
 	for {
-		i := strings.Index(m, name)
+		i := bytes.Index(m, name)
 		if i < 0 {
 			return false
 		}
 		m = m[i+len(name):]
-		if m == "" || !inPath(m[0]) {
+		if len(m) == 0 || !inPath(m[0]) {
 			return true
 		}
 	}

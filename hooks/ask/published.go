@@ -13,12 +13,14 @@ import (
 	"syscall"
 )
 
-// Published is a registry as it lies on disk, with its checksum verified. A hook looks one domain up in it at every
-// start of every domain, so it searches the text, which has one form for each entry, and builds nothing from it.
-// The zero value has no entry.
+// Published is a registry as it lies on disk, with its checksum and the order of its lines verified. A hook looks one
+// domain up in it at every start of every domain, so it searches the text and builds nothing from it. The zero value
+// has no entry.
 type Published struct {
-	domains []byte // header and the lines before the volumes'
-	volumes []byte // the lines of volumes, with the line's end before them
+	all     bool
+	uuids   []byte // their lines, all of one length, in order
+	volumes []byte // their lines, in order of the path
+	files   []byte // the same, with the end of the line before
 }
 
 // OpenRegistry reads a published registry for look-ups. fs.ErrNotExist: there is none. Everything else that goes wrong
@@ -31,65 +33,108 @@ func OpenRegistry(path string) (Published, error) {
 	return search(b)
 }
 
-// search verifies the checksum, and that nothing in the text is unknown.
+const uuidLine = len(uuidWord) + 2*16 + 1
+
+// search verifies the checksum, that nothing in the text is unknown, and that a look-up by halves finds what is there.
 func search(b []byte) (Published, error) {
 	body, err := summed(b)
 	if err != nil {
 		return Published{}, err
 	}
-	rest := body[len(registryHeader):]
-	last := 0
-	for n := 2; len(rest) > 0; n++ {
-		line, after, whole := bytes.Cut(rest, []byte("\n"))
-		k := kind(line)
-		if !whole || k == 0 || k < last {
-			return Published{}, fmt.Errorf("%w: line %d: not a whole entry of a known kind, in its place", ErrDamaged, n)
-		}
-		last, rest = k, after
+	damaged := func(rest []byte) (Published, error) {
+		n := bytes.Count(body[:len(body)-len(rest)], []byte("\n")) + 1
+		return Published{}, fmt.Errorf("%w: line %d: not a whole entry of a known kind, in its place", ErrDamaged, n)
 	}
-	p := Published{domains: body}
-	if at := bytes.Index(body, []byte("\n"+volumeWord)); at >= 0 { // they come last
-		p.domains, p.volumes = body[:at+1], body[at:]
+	var p Published
+	rest := body[len(registryHeader):]
+	rest, p.all = bytes.CutPrefix(rest, []byte(allLine+"\n"))
+	p.uuids = rest
+	for before := []byte(nil); bytes.HasPrefix(rest, []byte(uuidWord)); rest = rest[uuidLine:] {
+		if len(rest) < uuidLine || rest[uuidLine-1] != '\n' || bytes.Compare(before, rest[:uuidLine]) >= 0 {
+			return damaged(rest)
+		}
+		before = rest[:uuidLine]
+	}
+	p.uuids = p.uuids[:len(p.uuids)-len(rest)]
+	p.volumes, p.files = rest, body[len(body)-len(rest)-1:]
+	for before := []byte(nil); len(rest) > 0; {
+		end := bytes.IndexByte(rest, '\n') + 1
+		path := pathOf(rest[:end])
+		if path == nil || bytes.Compare(before, path) > 0 { // one path may have been several files
+			return damaged(rest)
+		}
+		before, rest = path, rest[end:]
 	}
 	return p, nil
 }
 
-// kind says where a line stands among the others; zero: nowhere.
-func kind(line []byte) int {
-	switch {
-	case string(line) == allLine:
-		return 1
-	case len(line) == len(uuidWord)+32 && bytes.HasPrefix(line, []byte(uuidWord)):
-		return 2
-	case bytes.HasPrefix(line, []byte(volumeWord)):
-		return 3
+// pathOf gives the path in a volume's line; nil: it is no such line.
+func pathOf(line []byte) []byte {
+	at := bytes.IndexByte(line, '"')
+	if at < 0 || !bytes.HasPrefix(line, []byte(volumeWord)) || len(line) < at+len("\"\"\n") || line[len(line)-2] != '"' {
+		return nil
 	}
-	return 0
+	path := line[at+1 : len(line)-2]
+	if bytes.IndexByte(path, '\\') < 0 {
+		return path
+	}
+	other, err := unquote(string(line[at : len(line)-1])) // not printable ASCII
+	if err != nil {
+		return nil
+	}
+	return []byte(other)
 }
 
 // All says that every domain counts as trusted.
-func (p Published) All() bool { return holds(p.domains, "\n"+allLine+"\n") }
+func (p Published) All() bool { return p.all }
 
 // Has says whether the UUID is registered.
 func (p Published) Has(uuid [16]byte) bool {
-	return holds(p.domains, "\n"+uuidWord+hex.EncodeToString(uuid[:])+"\n")
+	line := hex.AppendEncode([]byte(uuidWord), uuid[:])
+	first, beyond := 0, len(p.uuids)/uuidLine
+	for first < beyond {
+		middle := (first + beyond) / 2
+		switch c := bytes.Compare(p.uuids[middle*uuidLine:(middle+1)*uuidLine-1], line); {
+		case c == 0:
+			return true
+		case c < 0:
+			first = middle + 1
+		default:
+			beyond = middle
+		}
+	}
+	return false
 }
 
 // HasVolumes says whether there is any volume.
 func (p Published) HasVolumes() bool { return len(p.volumes) > 0 }
 
-// HasPath says whether a volume has this path, which is absolute and clean.
-func (p Published) HasPath(path string) bool {
-	return holds(p.volumes, " "+strconv.QuoteToASCII(path)+"\n")
+// from gives the first volume's path that does not come before this one; nil: there is none.
+func (p Published) from(path string) []byte {
+	first, beyond := 0, len(p.volumes) // at the start of lines
+	var found []byte
+	for first < beyond {
+		middle := (first + beyond) / 2
+		start := first + bytes.LastIndexByte(p.volumes[first:middle], '\n') + 1
+		end := start + bytes.IndexByte(p.volumes[start:], '\n') + 1
+		if here := pathOf(p.volumes[start:end]); string(here) < path {
+			first = end
+		} else {
+			beyond, found = start, here
+		}
+	}
+	return found
 }
+
+// HasPath says whether a volume has this path, which is absolute and clean.
+func (p Published) HasPath(path string) bool { return string(p.from(path)) == path }
 
 // HasBelow says whether a volume's path lies below a folder, which is absolute and clean.
 func (p Published) HasBelow(dir string) bool {
 	if dir == "/" {
 		return p.HasVolumes()
 	}
-	quoted := strconv.QuoteToASCII(dir)
-	return holds(p.volumes, " "+quoted[:len(quoted)-1]+"/")
+	return bytes.HasPrefix(p.from(dir+"/"), []byte(dir+"/"))
 }
 
 // HasBase says whether a volume's path ends in this name.
@@ -99,18 +144,13 @@ func (p Published) HasBase(name string) bool {
 
 // HasFile says whether a volume is the file that stat(2) calls so.
 func (p Published) HasFile(dev, ino uint64) bool {
-	return holds(p.volumes, "\n"+volumeWord+strconv.FormatUint(dev, 10)+" "+strconv.FormatUint(ino, 10)+" ")
+	return holds(p.files, "\n"+volumeWord+strconv.FormatUint(dev, 10)+" "+strconv.FormatUint(ino, 10)+" ")
 }
 
-// Paths calls yield with each volume's path until it returns false.
-func (p Published) Paths(yield func(path string) bool) {
+// Paths calls yield with each volume's path until it returns false. The bytes are the registry's own: they are not to be changed.
+func (p Published) Paths(yield func(path []byte) bool) {
 	for line := range bytes.Lines(p.volumes) {
-		if !bytes.HasPrefix(line, []byte(volumeWord)) {
-			continue
-		}
-		// A path that cannot be read matches nothing; WriteRegistry writes none.
-		v, err := parseVolume(string(line[len(volumeWord) : len(line)-1]))
-		if err == nil && !yield(v.Path) {
+		if !yield(pathOf(line)) {
 			return
 		}
 	}

@@ -137,7 +137,10 @@ func agree(t *testing.T, b []byte, r ask.Registry) {
 			t.Errorf("%q: %x was not found", b, u)
 		}
 	}
-	paths := slices.Collect(p.Paths)
+	var paths []string
+	for path := range p.Paths {
+		paths = append(paths, string(path))
+	}
 	for i, v := range r.Volumes {
 		if len(paths) != len(r.Volumes) || paths[i] != v.Path {
 			t.Fatalf("%q: paths %q", b, paths)
@@ -177,7 +180,9 @@ func TestPublished(t *testing.T) {
 		agree(t, b, parsed)
 	}
 	path := filepath.Join(t.TempDir(), "registry")
-	for _, bad := range []string{"other 1\n", "all", "\n", "all\nall \n", "uuid\n", lineOne + "all\n", "volume 0 0 \"/a\"\n" + lineOne, "uuid 01\n"} {
+	for _, bad := range []string{"other 1\n", "all", "\n", "all\nall \n", "uuid\n", lineOne + "all\n", "volume 0 0 \"/a\"\n" + lineOne, "uuid 01\n",
+		lineTwo + lineOne, lineOne + lineOne, "volume 0 0 \"/b\"\nvolume 0 0 \"/a\"\n", "volume 0 0 \"\\u0062\"\nvolume 0 0 \"/a\"\n", "volume 0 0 /a\n", "volume 0 0 \"\n",
+		"volume 0 0 \"/\\x\"\n", "volume 0 0 \"/a\" \n"} {
 		if err := os.WriteFile(path, summed(bad), 0o644); err != nil {
 			t.Fatal(err)
 		}
