@@ -19,7 +19,7 @@ func TestAttack(t *testing.T) {
 		"A-REPLAY": attackReplay, "A-NONCE": attackNonce, "A-CLOCK": attackClock, "A-HOST": attackHost, "A-CUCKOO": attackCuckoo,
 		"A-UUIDTAKE": attackUUIDTake, "A-SELECT": attackSelect, "A-NODRTM": attackNoDRTM, "A-RELAUNCH": attackRelaunch, "A-RESET": attackReset,
 		"A-LOG": attackLog, "S-CHAIN": attackChain, "S-REUSE": attackReuse, "S-ROLLBACK": attackRollback, "S-PINS": attackPins, "X-LOG": attackLogLines, "M-SAVECOPY": attackSaveCopy,
-		"K-ROTATE": attackRotate, "K-COMPROMISE": attackCompromise,
+		"K-ROTATE": attackRotate, "K-COMPROMISE": attackCompromise, "N-SSRF": attackSSRF,
 	} {
 		t.Run(id, run)
 	}

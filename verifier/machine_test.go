@@ -253,14 +253,17 @@ func (m *softTPM) newAK(t testing.TB) {
 	m.akName = must[*tpm.AK](t)(tpm.ParseAK(m.akPublic)).Name()
 }
 
-// ekCertificate makes one with the critical directory name and the key usage of the EK Credential Profile.
-func (a *authority) ekCertificate(t testing.TB, pub *ecdsa.PublicKey) []byte {
+// ekCertificate makes one with the critical directory name and the key usage of the EK Credential Profile, and what change does to it.
+func (a *authority) ekCertificate(t testing.TB, pub *ecdsa.PublicKey, change ...func(*x509.Certificate)) []byte {
 	t.Helper()
 	name := must[[]byte](t)(asn1.Marshal(pkix.RDNSequence{{{Type: asn1.ObjectIdentifier{2, 23, 133, 2, 1}, Value: "id:00000000"}}}))
 	san := must[[]byte](t)(asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 4, IsCompound: true, Bytes: name}}))
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageKeyAgreement, UnknownExtKeyUsage: []asn1.ObjectIdentifier{{2, 23, 133, 8, 1}},
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: san}}}
+	for _, c := range change {
+		c(tmpl)
+	}
 	return must[[]byte](t)(x509.CreateCertificate(rand.Reader, tmpl, a.cert, pub, a.key))
 }
 

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -61,8 +62,15 @@ func (v *Verity) Remember(k VerityKey, d proof.Digest) {
 	v.known[k] = d
 }
 
+// keeps are the file systems (statfs(2), f_type) whose own code in the kernel checks what is read. A FUSE server could answer as it likes.
+var keeps = []int64{unix.EXT4_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}
+
 // MeasureVerity is FS_IOC_MEASURE_VERITY with struct fsverity_digest (linux/fsverity.h).
 func MeasureVerity(fd int) (tree [32]byte, ok bool) {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil || !slices.Contains(keeps, fs.Type) {
+		return tree, false
+	}
 	var arg struct {
 		algorithm, size uint16
 		digest          [64]byte

@@ -7,7 +7,7 @@ packages=(
 	ca-certificates gcc libc6-dev pkg-config libvirt-dev # building
 	libvirt-daemon libvirt-clients qemu-system-x86 qemu-utils # hosts
 	swtpm swtpm-tools tpm2-tools # TPMs
-	busybox-static cpio # guests
+	busybox-static cpio e2fsprogs # guests
 	dbus-daemon polkitd systemd # hosts whose libvirt asks polkit; systemd-analyze
 	iproute2 openssl
 )

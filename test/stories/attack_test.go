@@ -29,6 +29,7 @@ func TestAttack(t *testing.T) {
 	tell("L-HOOKGONE", "hookgone")
 	tell("L-RESTORE", "restore")
 	tell("L-FILTER", "filter")
+	tell("N-ENGINE", "engine")
 	tell("K-ROTATE", "rotate")
 	tell("K-COMPROMISE", "compromise")
 	// What hostd depends on goes away; it waits less long than others do.

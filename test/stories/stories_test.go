@@ -159,6 +159,8 @@ func (s *stage) commands(ctx context.Context) map[string]command {
 		"tpm":        func(ts *testscript.TestScript, neg bool, args []string) { s.tpm(ctx, ts, neg, args) },
 		"hostd":      func(ts *testscript.TestScript, neg bool, args []string) { s.daemon(ctx, ts, neg, "hostd", args) },
 		"libvirtd":   func(ts *testscript.TestScript, neg bool, args []string) { s.daemon(ctx, ts, neg, "libvirtd", args) },
+		"spliced":    func(ts *testscript.TestScript, neg bool, args []string) { s.spliced(ctx, ts, neg, args) },
+		"relay":      func(ts *testscript.TestScript, neg bool, args []string) { s.relay(ctx, ts, neg, args) },
 		"verifier":   func(ts *testscript.TestScript, neg bool, args []string) { s.verifier(ctx, ts, neg, args) },
 		"settles": func(ts *testscript.TestScript, neg bool, args []string) {
 			want(ts, neg, args, 1)
