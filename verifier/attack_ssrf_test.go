@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"math/big"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,6 +42,7 @@ func attackSSRF(t *testing.T) {
 	}
 	w := newWorld(t)
 	root := softCA(t)
+	w.cfg.Roots.Software = append(slices.Clone(w.cfg.Roots.Software), root.cert)
 	missing := intermediate(t, root, inviting)
 	for name, issuer := range map[string]*authority{"missing": missing, "known": root} {
 		m := newSoft(t)
