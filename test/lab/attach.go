@@ -53,15 +53,7 @@ func Down(ctx context.Context, dir string) error {
 			}
 		}
 	}
-	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil // its owner has removed it
-	}
-	lock, err := claim(dir)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	return remove(dir)
+	return dispose(dir)
 }
 
 // state is what Attach needs to know.

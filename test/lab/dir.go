@@ -130,6 +130,55 @@ func empty(dir string) error {
 	return nil
 }
 
+// makeTemporary makes a directory below parent and claims it, after those that earlier labs left there are removed.
+func makeTemporary(parent string) (dir string, lock *os.File, err error) {
+	err = alone(parent, func() error {
+		if err := removeStale(parent); err != nil {
+			return err
+		}
+		if dir, err = os.MkdirTemp(parent, tempPrefix); err != nil {
+			return fmt.Errorf("cannot make the lab's directory: %w", err)
+		}
+		lock, err = claim(dir)
+		return err
+	})
+	return dir, lock, err
+}
+
+// alone runs do while no other lab makes or removes a directory below parent. Without it a directory that is marked and
+// not yet locked is, to a lab that starts at this moment, one that a killed lab has left.
+func alone(parent string, do func() error) error {
+	d, err := os.Open(parent)
+	if err != nil {
+		return fmt.Errorf("cannot open the directory above the lab's: %w", err)
+	}
+	defer d.Close()
+	for begun := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return do()
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Since(begun) > time.Minute {
+			return fmt.Errorf("cannot lock %s: %w", parent, err)
+		}
+	}
+}
+
+// dispose deletes a lab's directory whose owner has ended. Gone already is fine: a lab that starts may be faster.
+func dispose(dir string) error {
+	return alone(filepath.Dir(dir), func() error {
+		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		lock, err := claim(dir)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		return remove(dir)
+	})
+}
+
 // remove deletes a lab's directory that we hold the lock of.
 func remove(dir string) error {
 	if err := empty(dir); err != nil {
@@ -244,7 +293,7 @@ func keep(dir string) error {
 }
 
 // removeStale removes the directories that earlier labs left in the directory for temporary files. Those in use are
-// passed by; so are those that somebody else removes at the same moment.
+// passed by. The caller is alone there.
 func removeStale(parent string) error {
 	found, err := filepath.Glob(filepath.Join(parent, tempPrefix+"*"))
 	if err != nil {

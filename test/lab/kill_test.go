@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -323,6 +324,34 @@ func TestKeptDirectory(t *testing.T) {
 	}
 	if _, err := os.Stat(left["killed"]); !os.IsNotExist(err) {
 		t.Errorf("the next lab left what a killed one left: %v", err)
+	}
+}
+
+// TestTemporaryTogether: labs that begin and end side by side do not take each other's directories for what a killed one left.
+func TestTemporaryTogether(t *testing.T) {
+	parent := t.TempDir()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 25 {
+				dir, lock, err := makeTemporary(parent)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := os.Lstat(filepath.Join(dir, markerFile)); err != nil {
+					t.Error(err)
+				}
+				lock.Close()
+				if err := dispose(dir); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

@@ -113,30 +113,36 @@ func prepare(o Options) (*Lab, error) {
 		}
 	}
 	own := o.Dir == ""
-	if own {
-		if err := removeStale(os.TempDir()); err != nil {
-			return nil, err
-		}
-		if o.Dir, err = os.MkdirTemp("", tempPrefix); err != nil {
-			return nil, fmt.Errorf("cannot make the lab's directory: %w", err)
-		}
-	}
-	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
-		return nil, err
-	}
-	if len(o.Dir) > maxDir {
-		return nil, fmt.Errorf("%s: longer than %d bytes, sockets below it would have no address", o.Dir, maxDir)
-	}
-	lock, err := claim(o.Dir)
+	dir, lock, err := settle(o.Dir)
 	if err != nil {
 		return nil, err
 	}
+	o.Dir = dir
 	s, err := newSpawner(lock)
 	if err != nil {
 		lock.Close()
 		return nil, err
 	}
 	return &Lab{options: o, dir: o.Dir, own: own, lock: lock, spawner: s}, nil
+}
+
+// settle claims the directory that is named, or a new one where none is.
+func settle(named string) (dir string, lock *os.File, err error) {
+	dir = named
+	if named == "" {
+		dir = filepath.Join(os.TempDir(), tempPrefix+"0123456789") // as long as its name can be
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", nil, err
+	}
+	if len(dir) > maxDir {
+		return "", nil, fmt.Errorf("%s: longer than %d bytes, sockets below it would have no address", dir, maxDir)
+	}
+	if named == "" {
+		return makeTemporary(filepath.Dir(dir))
+	}
+	lock, err = claim(dir)
+	return dir, lock, err
 }
 
 // build goes through the stages.
@@ -339,7 +345,7 @@ func (l *Lab) Close() error {
 	if err := l.end(); err != nil {
 		return err
 	}
-	return remove(l.dir)
+	return dispose(l.dir)
 }
 
 // Keep ends the lab and leaves its directory: for good if the lab made it for itself, else until the next lab there.
