@@ -13,6 +13,8 @@ if [ "${2-}" != inside ]; then
 fi
 
 exec > "$dir/log" 2>&1
+# libvirt shortens a name by characters of its locale; in C it cuts one that is not ASCII into something it cannot tell QEMU.
+export LC_ALL=C.UTF-8
 mount --make-rprivate /
 hostname troth-domain-test
 # The images' own directory is made before tmpfs hides anything that DIR may be below.
