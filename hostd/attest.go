@@ -67,11 +67,14 @@ type Attester struct {
 	tried   time.Duration
 	began   time.Duration // the newest attestation that nobody cut short
 	due     time.Duration // when the verifier wants to see us again, on CLOCK_BOOTTIME
+	proven  time.Duration // until when an affirming verdict about this host counts or has counted; at first: when we started
 	wake    chan struct{}
 }
 
 // Start makes the attester ready. Call it once.
-func (a *Attester) Start() { a.wake, a.turn = make(chan struct{}, 1), make(chan struct{}, 1) }
+func (a *Attester) Start() {
+	a.wake, a.turn, a.proven = make(chan struct{}, 1), make(chan struct{}, 1), a.Clock.Boot()
+}
 
 // State is what is known of this host.
 type State struct {
@@ -319,6 +322,11 @@ func (a *Attester) take(ctx context.Context, answer *vapi.Attestation, e *launch
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.epoch, a.report = e, &report
+	if verdict.Host == e.AK && verdict.Status == proof.Affirming {
+		a.proven = e.Sent + e.Lifetime()
+	} else {
+		a.proven = min(a.proven, e.Sent)
+	}
 	epoch := time.Duration(verdict.NextCheck-verdict.IssuedAt) * time.Second
 	a.due = e.Sent + max(epoch, 0)
 	return nil

@@ -233,6 +233,35 @@ func TestAttest(t *testing.T) {
 	}
 }
 
+// TestProven: an affirming verdict counts for its lifetime, from when the evidence was sent; one against this host ends what the one before promised.
+func TestProven(t *testing.T) {
+	ctx := context.Background()
+	r := newRig(t)
+	if began := r.a.Proven(); began > r.Boot() || began < r.Boot()-time.Minute {
+		t.Errorf("before the first verdict: %v, it is %v", began, r.Boot())
+	}
+	if err := r.a.Renew(ctx); err != nil {
+		t.Fatal(err)
+	}
+	until := r.a.Proven()
+	if want := r.a.State().Epoch.Sent + 6*time.Second; until != want {
+		t.Errorf("proven until %v, want %v", until, want)
+	}
+	r.judge.fail = proof.Refuse(proof.VerifierUnreachable, "no answer")
+	if err := r.a.Renew(ctx); err == nil || r.a.Proven() != until {
+		t.Errorf("without an answer: %v, proven until %v, want %v", err, r.a.Proven(), until)
+	}
+	r.judge.fail, r.judge.against = nil, proof.Refuse(proof.PCRMismatch, "PCR 18 differs")
+	r.a.Renew(ctx) // its error is that the verdict is against this host
+	if now := r.a.Proven(); now > r.Boot() {
+		t.Errorf("a verdict against this host: still proven for %v", now-r.Boot())
+	}
+	r.judge.against = nil
+	if err := r.a.Renew(ctx); err != nil || r.a.Proven() <= r.Boot() {
+		t.Errorf("again affirming: %v, proven until %v", err, r.a.Proven())
+	}
+}
+
 func TestAttack(t *testing.T) {
 	ctx := context.Background()
 	r := newRig(t)

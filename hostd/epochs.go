@@ -3,6 +3,7 @@ package hostd
 import (
 	"context"
 	"sync"
+	"time"
 
 	"troth/launcher"
 	"troth/proof"
@@ -79,5 +80,12 @@ func (a *Attester) Renew(ctx context.Context) error {
 func (a *Attester) forget() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.epoch = nil
+	a.epoch, a.proven = nil, min(a.proven, a.Clock.Boot())
+}
+
+// Proven implements launcher.Epochs.
+func (a *Attester) Proven() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.proven
 }

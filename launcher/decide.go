@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"troth/proof"
@@ -338,6 +339,10 @@ func guestPinned(f *Facts) *proof.Refusal {
 	if f.Measured.Firmware == nil && f.Measured.Kernel == nil {
 		return proof.Refuse(proof.TokenConstraint, "the guest gets a secret, and neither its kernel nor its firmware was measured",
 			proof.Fact{Name: "boots", Want: "kernel or firmware", Got: "the machine's BIOS from a disk"})
+	}
+	if open := f.Config.Unmeasured(); len(open) > 0 {
+		return proof.Refuse(proof.TokenConstraint, "the guest gets a secret, and boots or obeys what no token pins",
+			proof.Fact{Name: "not measured", Want: "none", Got: strings.Join(open, ", ")})
 	}
 	return nil
 }

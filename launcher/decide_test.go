@@ -38,6 +38,16 @@ func goodFacts(t *testing.T) Facts {
 		Released: &proof.Released{Nonce: proof.RandomSecret(32), Secret: proof.NewSecret([]byte("disk key")), GuestAllowed: true}}
 }
 
+// boots makes the guest boot otherwise, by its firmware.
+func boots(f *Facts, b domain.Boot) {
+	c := *f.Config
+	c.Boot = b
+	m := *f.Measured
+	m.Kernel, m.Initrd, m.CommandLine = nil, nil, nil
+	f.Config, f.Measured, f.Statement.Configuration = &c, &m, c.Digest()
+	f.Statement.Measurements = proof.Measurements{Firmware: m.Firmware}
+}
+
 func TestDecidePermits(t *testing.T) {
 	f := goodFacts(t)
 	permit, refusal := Decide(f)
@@ -50,9 +60,14 @@ func TestDecidePermits(t *testing.T) {
 	if r := Rehearse(f); r != nil {
 		t.Error(r)
 	}
-	f.Released.GuestAllowed, f.Released.Secret = false, proof.Secret{}
+	boots(&f, domain.Boot{Firmware: f.Config.Boot.Firmware, Devices: []string{"hd"}})
 	if _, refusal := Decide(f); refusal != nil {
-		t.Error(refusal)
+		t.Errorf("a firmware that boots from a disk: %v", refusal)
+	}
+	f.Released.GuestAllowed, f.Released.Secret = false, proof.Secret{}
+	boots(&f, domain.Boot{Firmware: f.Config.Boot.Firmware, Devices: []string{"network"}})
+	if _, refusal := Decide(f); refusal != nil {
+		t.Errorf("a guest that gets nothing: %v", refusal)
 	}
 }
 
@@ -159,6 +174,19 @@ var decideTable = []struct {
 		f.Config.Boot = domain.Boot{}
 		f.Measured.Kernel, f.Measured.Initrd, f.Measured.CommandLine, f.Measured.Firmware = nil, nil, nil, nil
 		f.Statement.Measurements, f.Statement.Configuration = proof.Measurements{}, f.Config.Digest()
+	}},
+	{"a firmware that boots from the network", proof.TokenConstraint, func(f *Facts) {
+		boots(f, domain.Boot{Firmware: f.Config.Boot.Firmware, Devices: []string{"hd", "network"}})
+	}},
+	{"a firmware that boots from an interface", proof.TokenConstraint, func(f *Facts) {
+		c := *f.Config
+		f.Config, c.Interfaces = &c, []domain.Interface{{Type: "network", Source: "lan", MAC: "52:54:00:00:00:01", Boot: 1}}
+		boots(f, domain.Boot{Firmware: f.Config.Boot.Firmware})
+	}},
+	{"OEM strings", proof.TokenConstraint, func(f *Facts) {
+		c := *f.Config
+		c.SMBIOS = domain.SMBIOS{Mode: "sysinfo", Entries: []domain.SMBIOSEntry{{Table: "oemStrings", Value: "io.systemd.credential:passwd.hashed-password.root="}}}
+		f.Config, f.Statement.Configuration = &c, c.Digest()
 	}},
 	{"another configuration", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Configuration[0] ^= 1 }},
 	{"interactive otherwise", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Interactive = proof.InteractiveYes }},

@@ -5,13 +5,14 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"slices"
+	"time"
 
 	"troth/launcher/domain"
 	"troth/proof"
 )
 
-// Watch compares a proved guest with its grant: what libvirt says it has, what libvirt says was done to it, what its process holds open. A
-// difference breaks the proof; the verifier hears of it by Tell. It does nothing while a launch or a stop has the domain. An error says that nobody could look: the proof stands, and
+// Watch compares a proved guest with its grant: what libvirt says it has, what libvirt says was done to it, what its process holds open; and
+// this host's verdict with what the guest's token bears. A difference breaks the proof; the verifier hears of it by Tell. It does nothing while a launch or a stop has the domain. An error says that nobody could look: the proof stands, and
 // the next look decides.
 func (l *Launcher) Watch(ctx context.Context, uuid string) error {
 	_, id, refusal := l.known(uuid)
@@ -31,6 +32,9 @@ func (l *Launcher) Watch(ctx context.Context, uuid string) error {
 	case d.State != StateProved || d.Grant == nil:
 		return nil
 	default:
+		if why = l.unproven(d.Grant); why != nil {
+			break // it needs nobody's look at the guest
+		}
 		var err error
 		if why, err = l.drift(ctx, d, id); err != nil || why == nil {
 			return err
@@ -48,6 +52,16 @@ func (l *Launcher) Watch(ctx context.Context, uuid string) error {
 		return l.close(d, why) // the proved guest is gone
 	}
 	return l.breakProof(ctx, d, id, why)
+}
+
+// unproven says that this host has been without a verdict for longer than the guest's token bears; nil: it has not, or the token sets no limit.
+func (l *Launcher) unproven(g *Grant) *proof.Refusal {
+	without := int64((l.Clock.Boot() - l.Epochs.Proven()) / time.Second)
+	if limit := g.Policy.MaxUnproven; limit == 0 || without <= limit {
+		return nil
+	}
+	return proof.Refuse(proof.VerdictMissing, "this host has been without a verdict for longer than the guest's token bears",
+		proof.Fact{Name: "seconds without a verdict", Want: fmt.Sprintf("at most %d", g.Policy.MaxUnproven), Got: fmt.Sprint(without)})
 }
 
 // drift says what differs; nil: nothing.
@@ -154,7 +168,7 @@ func (l *Launcher) replaced(ctx context.Context, d *Domain, id domain.UUID) (*pr
 
 // breakProof writes that the proof does not hold any more, and does what the tenant wants then.
 func (l *Launcher) breakProof(ctx context.Context, d *Domain, id domain.UUID, why *proof.Refusal) error {
-	l.Log.Error("a proved guest is not what was proved any more", "uuid", d.UUID, "code", string(why.Code), "why", why.Error(), "reaction", d.Grant.Policy.OnTrustLost)
+	l.Log.Error("the proof of a guest does not hold any more", "uuid", d.UUID, "code", string(why.Code), "why", why.Error(), "reaction", d.Grant.Policy.OnTrustLost)
 	lost := &proof.TrustLost{UUID: d.UUID, Link: *d.Link, Token: d.Token, At: l.Clock.Now().Unix(), Code: why.Code, Sentence: why.Sentence, Facts: why.Facts,
 		Reaction: d.Grant.Policy.OnTrustLost}
 	report, err := l.Sign(lost)

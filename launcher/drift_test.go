@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"strings"
 	"testing"
+	"time"
 
 	"troth/launcher/domain"
 	"troth/proof"
@@ -185,6 +186,69 @@ func TestTrustLost(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUnproven: a guest whose token says how long its host may be without a verdict. It runs on until then, and a verdict in time begins anew.
+func TestUnproven(t *testing.T) {
+	ctx := context.Background()
+	for reaction, want := range map[string]struct{ runs, paused bool }{
+		proof.TrustLostReport: {true, false}, proof.TrustLostPause: {true, true}, proof.TrustLostDestroy: {false, false},
+	} {
+		t.Run(reaction, func(t *testing.T) {
+			w := newWorld(t)
+			token := w.token(onTrustLost(reaction), func(t *proof.Token) { t.MaxUnproven = 30 })
+			if _, refusal := w.launch(token); refusal != nil {
+				t.Fatal(refusal)
+			}
+			look := func(without time.Duration) *Domain {
+				t.Helper()
+				w.boot = w.Proven() + without
+				if err := w.l.Watch(ctx, guestUUID); err != nil {
+					t.Fatal(err)
+				}
+				return w.l.Book.Domain(guestUUID)
+			}
+			for range 2 { // the second time after a verdict that came in time
+				if d := look(30 * time.Second); d.State != StateProved {
+					t.Fatalf("at its limit: %s, %v", d.State, d.Refusal)
+				}
+				w.attest()
+			}
+			d := look(31 * time.Second)
+			if d.State != StateBroken || d.Refusal.Code != proof.VerdictMissing || !strings.Contains(d.Refusal.Error(), "31") {
+				t.Fatalf("after its limit: %s, %v", d.State, d.Refusal)
+			}
+			if runs := w.live[guestUUID] != nil; runs != want.runs || w.paused[guestUUID] != want.paused {
+				t.Errorf("runs %v, paused %v", runs, w.paused[guestUUID])
+			}
+			lost, err := proof.ParseTrustLost(d.Report, w.confirmation())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lost.Code != proof.VerdictMissing || lost.Reaction != reaction {
+				t.Errorf("the report is %+v", lost)
+			}
+			if err := w.l.Tell(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if c := w.chains[proof.TokenDigest(token)]; c.state != "broken" {
+				t.Errorf("the chain is %s", c.state)
+			}
+		})
+	}
+	t.Run("no limit", func(t *testing.T) {
+		w := newWorld(t)
+		if _, refusal := w.launch(w.token(onTrustLost(proof.TrustLostDestroy))); refusal != nil {
+			t.Fatal(refusal)
+		}
+		w.boot = w.Proven() + 1000*time.Hour
+		if err := w.l.Watch(ctx, guestUUID); err != nil {
+			t.Fatal(err)
+		}
+		if d := w.l.Book.Domain(guestUUID); d.State != StateProved || w.live[guestUUID] == nil {
+			t.Errorf("%s, %v", d.State, d.Refusal)
+		}
+	})
 }
 
 // TestDriftFaults makes every call of breaking a proof fail, before and after it took effect, and as a crash: the next look ends it.

@@ -41,6 +41,8 @@ type Epochs interface {
 	Hold(ctx context.Context) (e *Epoch, done func(), err error)
 	// Renew attests now, and returns when there is a newer verdict or why there is none.
 	Renew(ctx context.Context) error
+	// Proven says until when (on CLOCK_BOOTTIME) an affirming verdict about this host has counted, or will.
+	Proven() time.Duration
 }
 
 // Epoch is one verdict with what this host knows about it by itself. It does not change.

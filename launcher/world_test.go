@@ -252,6 +252,8 @@ func (w *world) Hold(context.Context) (*Epoch, func(), error) {
 	return w.epoch, func() {}, nil
 }
 
+func (w *world) Proven() time.Duration { return w.epoch.Sent + w.epoch.Lifetime() }
+
 func (w *world) Renew(context.Context) error {
 	if w.renewed != nil {
 		return w.renewed(w)

@@ -20,7 +20,7 @@ func (a *app) audits() *cobra.Command {
 	verify.Flags().StringVar(&head, "head", "", "a head that was copied away earlier: it must be one of the lines")
 	show := &cobra.Command{Use: "show", Short: "Print the lines of the audit log, oldest first; exit 1 where the chain breaks", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.auditShow() }}
-	group := &cobra.Command{Use: "audit", Short: "The audit log", Args: cobra.NoArgs}
+	group := noun(&cobra.Command{Use: "audit", Short: "The audit log"})
 	group.AddCommand(verify, show)
 	return group
 }

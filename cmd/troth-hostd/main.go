@@ -97,8 +97,7 @@ func (a *app) complain(err error) {
 }
 
 func (a *app) root() *cobra.Command {
-	root := &cobra.Command{Use: "troth-hostd", Short: "The daemon of a measured host", SilenceUsage: true, SilenceErrors: true,
-		Version: version, Args: cobra.NoArgs}
+	root := noun(&cobra.Command{Use: "troth-hostd", Short: "The daemon of a measured host", SilenceUsage: true, SilenceErrors: true, Version: version})
 	root.PersistentFlags().StringVar(&a.file, "config", "", "configuration file (default /etc/troth/hostd.toml and its parts)")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log more")
 	serve := &cobra.Command{Use: "serve", Short: "Attest, launch, answer the hook, until stopped", Args: cobra.NoArgs,
@@ -118,10 +117,24 @@ func (a *app) root() *cobra.Command {
 			_, err := fmt.Fprintln(a.out, "the configuration is good")
 			return err
 		}}
-	group := &cobra.Command{Use: "config", Short: "The configuration", Args: cobra.NoArgs}
+	group := noun(&cobra.Command{Use: "config", Short: "The configuration"})
 	group.AddCommand(check)
 	root.AddCommand(serve, provision, doctor, group, a.audits(), a.reap())
 	return root
+}
+
+// noun makes c a command that does nothing but hold others. Of a word that names none of them cobra would print help and call that success.
+func noun(c *cobra.Command) *cobra.Command {
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command %q for %q; see %s --help", args[0], c.CommandPath(), c.CommandPath())
+		}
+		return nil
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return fmt.Errorf("%q needs a command; see %s --help", c.CommandPath(), c.CommandPath())
+	}
+	return c
 }
 
 func (a *app) load() (*hostd.Config, error) {

@@ -59,7 +59,7 @@ func defaults() Config {
 func load(file string) (*Config, error) {
 	c := defaults()
 	if err := config.Load(&c, config.Source{Name: "verifierd", File: file}); err != nil {
-		return nil, err
+		return nil, misuse{err}
 	}
 	if c.Challenge == 0 {
 		c.Challenge = 2 * c.Epoch

@@ -15,7 +15,7 @@ import (
 
 // keysCommand is about the keys after init. It works on the files; a service that runs takes them by SIGHUP.
 func keysCommand(file *string) *cobra.Command {
-	keys := &cobra.Command{Use: "keys", Short: "The keys that the root signed: show, renew, revoke"}
+	keys := noun(&cobra.Command{Use: "keys", Short: "The keys that the root signed: show, renew, revoke"})
 	keys.AddCommand(
 		&cobra.Command{Use: "show", Short: "Show the key set: the first key of each kind is the one in use", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
@@ -44,7 +44,7 @@ Afterwards: systemctl reload troth-verifierd, and tell tenants to renew: troth t
 		Example: "  troth-verifierd keys rotate --root /media/usb/root.pem && systemctl reload troth-verifierd",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if only != "" && only != "verdict" && only != "token" {
-				return fmt.Errorf("--only: %q is neither verdict nor token", only)
+				return misuse{fmt.Errorf("--only: %q is neither verdict nor token", only)}
 			}
 			return rotate(cmd, *file, root, verifier.Rotation{Verdict: only != "token", Token: only != "verdict"})
 		}}

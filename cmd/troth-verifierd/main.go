@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -29,17 +30,66 @@ var version = "unreleased" // set by the linker
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := command().ExecuteContext(ctx)
+	code := exitStatus(ctx, command(), os.Stderr)
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "troth-verifierd:", err)
-		os.Exit(1)
+	os.Exit(code)
+}
+
+// exitStatus runs a command and returns the exit status: 0 done; 1 failed; 2 wrong use or a wrong configuration, and nothing was begun.
+func exitStatus(ctx context.Context, root *cobra.Command, errs io.Writer) int {
+	begun := false
+	for _, c := range commands(root) {
+		if do := c.RunE; do != nil {
+			c.RunE = func(c *cobra.Command, args []string) error {
+				begun = true
+				return do(c, args)
+			}
+		}
 	}
+	err := root.ExecuteContext(ctx)
+	var m misuse
+	switch {
+	case err == nil:
+		return 0
+	case !begun || errors.As(err, &m):
+		fmt.Fprintln(errs, "troth-verifierd:", err)
+		return 2
+	default:
+		fmt.Fprintln(errs, "troth-verifierd:", err)
+		return 1
+	}
+}
+
+func commands(c *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{c}
+	for _, sub := range c.Commands() {
+		all = append(all, commands(sub)...)
+	}
+	return all
+}
+
+// misuse is an error of what was typed or configured.
+type misuse struct{ error }
+
+func (m misuse) Unwrap() error { return m.error }
+
+// noun makes c a command that does nothing but hold others. Of a word that names none of them cobra would print help and call that success.
+func noun(c *cobra.Command) *cobra.Command {
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return misuse{fmt.Errorf("unknown command %q for %q; see %s --help", args[0], c.CommandPath(), c.CommandPath())}
+		}
+		return nil
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return misuse{fmt.Errorf("%q needs a command; see %s --help", c.CommandPath(), c.CommandPath())}
+	}
+	return c
 }
 
 func command() *cobra.Command {
 	var file string
-	root := &cobra.Command{Use: "troth-verifierd", Short: "Attestation service of Troth", SilenceUsage: true, SilenceErrors: true, Args: cobra.NoArgs}
+	root := noun(&cobra.Command{Use: "troth-verifierd", Short: "Attestation service of Troth", SilenceUsage: true, SilenceErrors: true, Version: version})
 	root.PersistentFlags().StringVar(&file, "config", "", "configuration file in place of /etc/troth/verifierd.toml")
 	var allowSoftware bool
 	initialise := &cobra.Command{Use: "init", Short: "Make root, verdict, token and challenge key; refuses if there are any", Args: cobra.NoArgs,
@@ -47,7 +97,7 @@ func command() *cobra.Command {
 			return initKeys(cmd, file, allowSoftware)
 		}}
 	initialise.Flags().BoolVar(&allowSoftware, "allow-software-tpm", false, "let trust.json accept software TPMs (default: only if every EK root is one)")
-	check := &cobra.Command{Use: "config", Short: "Configuration"}
+	check := noun(&cobra.Command{Use: "config", Short: "Configuration"})
 	check.AddCommand(&cobra.Command{Use: "check", Short: "Read everything that serve would read, and say what is wrong", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := prepare(file); err != nil {
@@ -75,7 +125,7 @@ func initKeys(cmd *cobra.Command, file string, allowSoftware bool) error {
 	if !cmd.Flags().Changed("allow-software-tpm") {
 		vc, err := c.verifier()
 		if err != nil {
-			return err
+			return misuse{err}
 		}
 		allowSoftware = softwareOnly(vc)
 	}
@@ -103,7 +153,7 @@ func prepare(file string) (*prepared, error) {
 	}
 	vc, err := c.verifier()
 	if err != nil {
-		return nil, err
+		return nil, misuse{err}
 	}
 	keys, err := verifier.LoadKeys(c.keys())
 	if err != nil {
@@ -111,7 +161,7 @@ func prepare(file string) (*prepared, error) {
 	}
 	cert, pool, err := c.tls()
 	if err != nil {
-		return nil, err
+		return nil, misuse{err}
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
 	return &prepared{c, vc, keys, serve.Server(nil, serve.TLSConfig(cert, pool), log), log}, nil

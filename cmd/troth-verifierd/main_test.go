@@ -172,6 +172,26 @@ func TestRefusesToStart(t *testing.T) {
 }
 
 // TestKeys renews and revokes keys as an operator does, and has the service that runs take them.
+// TestExit: what was wrongly typed or configured ends with 2, what failed with 1.
+func TestExit(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty.toml")
+	if err := os.WriteFile(empty, []byte("state = \""+t.TempDir()+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]int{
+		"--help": 0, "--version": 0, "": 2, "srve": 2, "config": 2, "config chek": 2, "keys": 2, "keys shw": 2, "keys rotate": 2, "serve x": 2, "serve --no": 2,
+		"serve --config /nonexistent": 2, "keys show --config " + empty: 1,
+	} {
+		var out, errs strings.Builder
+		c := command()
+		c.SetArgs(strings.Fields(args))
+		c.SetOut(&out)
+		if got := exitStatus(t.Context(), c, &errs); got != want || got != 0 && errs.Len() == 0 {
+			t.Errorf("%q ends with %d (%s), want %d", args, got, errs.String(), want)
+		}
+	}
+}
+
 func TestKeys(t *testing.T) {
 	file, pool, address := setup(t, "")
 	if _, err := execute(t, "--config", file, "init"); err != nil {

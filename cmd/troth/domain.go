@@ -27,6 +27,7 @@ type digestAnswer struct {
 	CommandLine   string       `json:"command_line,omitempty"`
 	Firmware      string       `json:"firmware,omitempty"`
 	Interactive   bool         `json:"interactive"`
+	Unmeasured    []string     `json:"unmeasured,omitempty"` // what keeps a host from giving the guest anything
 	Disks         []digestDisk `json:"disks,omitempty"`
 }
 
@@ -54,7 +55,7 @@ measured apart. What a trusted domain may not have is refused here as it would b
 			}
 			v := digestAnswer{
 				Configuration: c.Digest(), Name: c.Name, Kernel: c.Boot.Kernel, Initrd: c.Boot.Initrd,
-				CommandLine: c.Boot.CommandLine, Firmware: c.Boot.Firmware, Interactive: c.Interactive(),
+				CommandLine: c.Boot.CommandLine, Firmware: c.Boot.Firmware, Interactive: c.Interactive(), Unmeasured: c.Unmeasured(),
 			}
 			if !c.UUID.IsZero() {
 				v.UUID = c.UUID.String()
@@ -91,6 +92,7 @@ func (p *printer) domainDigest(v digestAnswer) {
 	p.field("command line", v.CommandLine)
 	p.field("firmware", v.Firmware)
 	p.field("interactive", yesNo(v.Interactive))
+	p.field("not measured", strings.Join(v.Unmeasured, ", "))
 	for _, d := range v.Disks {
 		access := "writable"
 		if d.ReadOnly {

@@ -20,6 +20,7 @@ package domain
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -371,4 +372,18 @@ func (c *Config) Interactive() bool {
 		}
 	}
 	return false
+}
+
+// Unmeasured names what the guest boots, or takes orders from as it boots, that no measurement covers: the network, where a firmware chooses, and OEM
+// strings, from which systemd in the guest takes credentials (systemd.system-credentials(7)). Firmware tries nothing that the boot order does not name.
+func (c *Config) Unmeasured() []string {
+	var out []string
+	network := slices.Contains(c.Boot.Devices, "network") || slices.ContainsFunc(c.Interfaces, func(i Interface) bool { return i.Boot > 0 })
+	if network && c.Boot.Kernel == "" {
+		out = append(out, "boot from the network")
+	}
+	if c.SMBIOS.Mode == "sysinfo" && slices.ContainsFunc(c.SMBIOS.Entries, func(e SMBIOSEntry) bool { return e.Table == "oemStrings" }) {
+		out = append(out, "OEM strings")
+	}
+	return out
 }
