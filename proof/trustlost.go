@@ -29,7 +29,7 @@ type TrustLost struct {
 	Link     Digest // of the statement that was proved
 	Token    Digest
 	At       int64  // unix seconds, when it was seen
-	Code     Code   // configuration-changed or image-changed
+	Code     Code   // configuration-changed, image-changed or verdict-missing
 	Sentence string // what was seen
 	Facts    []Fact
 	Reaction string // report | pause | destroy, of the token's policy

@@ -14,7 +14,7 @@ func (a *app) configCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Read the settings as any command would, and print what came out",
 		Long: `Read the settings file, the environment (TROTH_TROTH_…) and the flags as any command would,
-check that certificates and keys can be read, and print the result. Nothing is contacted.`,
+check that certificates, keys and the trust file can be read, and print the result. Nothing is contacted.`,
 		Example: "  troth config check\n  troth config check --config ./troth.toml -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -24,6 +24,11 @@ check that certificates and keys can be read, and print the result. Nothing is c
 			}
 			if _, err := s.transport(); err != nil {
 				return err
+			}
+			if s.Trust != "" {
+				if _, err := a.readTrust(s.Trust); err != nil {
+					return err
+				}
 			}
 			v := configAnswer{a.settingsFile(), s}
 			return a.answer(v, func(p *printer) {

@@ -127,9 +127,9 @@ func (a *app) domainList() *cobra.Command {
 			return a.answer(all, func(p *printer) {
 				var rows [][]string
 				for _, d := range all.Domains {
-					rows = append(rows, []string{d.Uuid, d.Name, d.State, when(d.Since), short(d.Link)})
+					rows = append(rows, []string{d.Uuid, d.Name, d.State, yesNo(d.Armed), when(d.Since), short(d.Link)})
 				}
-				p.table([]string{"UUID", "NAME", "STATE", "SINCE", "LINK"}, rows)
+				p.table([]string{"UUID", "NAME", "STATE", "ARMED", "SINCE", "LINK"}, rows)
 			})
 		},
 	}
@@ -177,6 +177,12 @@ func (p *printer) domain(d *api.Domain) {
 	p.field("token", d.Token)
 	p.field("configuration", deref(d.Configuration))
 	p.field("launch", deref(d.Launch))
+	if d.Armed {
+		p.field("armed", "yes: any libvirt client may start it")
+	}
+	if d.TrustLost != nil {
+		p.field("trust lost", "yes, and the host signed it: troth proof lost checks the report (-o json has it)")
+	}
 	if d.Refusal != nil {
 		p.refusal(hostdRefusal(d.Refusal))
 	}
@@ -222,7 +228,13 @@ and needs nothing from the host or the engine.`,
 				return err
 			}
 			if out != "" {
-				return writeFile(out, b, public, force)
+				if err := writeFile(out, b, public, force); err != nil {
+					return err
+				}
+				v := struct {
+					Proof string `json:"proof"`
+				}{out}
+				return a.answer(v, func(p *printer) { p.field("proof", v.Proof) })
 			}
 			_, err = a.stdout.Write(b)
 			return err

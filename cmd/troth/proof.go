@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) proofCommand() *cobra.Command {
-	return group("proof", "Launch proofs: check, read and take apart", a.proofVerify(), a.proofShow(), a.proofExport())
+	return group("proof", "Launch proofs: check, read and take apart", a.proofVerify(), a.proofShow(), a.proofExport(), a.proofLost())
 }
 
 // readProof reads the file of a proof. A proof that cannot be read is not

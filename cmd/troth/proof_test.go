@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -120,6 +122,33 @@ func TestProofShow(t *testing.T) {
 	troth(t, "", "verdict", "show", "--trust", s.trust, s.proof).want(t, exitYes, "good: of a verifier that you trust", "affirming", "gold@")
 	troth(t, "", "verdict", "show", s.proof).want(t, exitYes, "not checked", "affirming", "gold@")
 	troth(t, "", "verdict", "show", "--trust", other.trust, s.proof).want(t, exitNo)
+}
+
+// TestProofLost: a host's report is its own, about this launch, and whole; or it is none.
+func TestProofLost(t *testing.T) {
+	s, other := newScene(t, t.TempDir(), nil), newScene(t, t.TempDir(), nil)
+	lost := &proof.TrustLost{UUID: testUUID, Link: s.link, Token: s.record.Token, At: 1_800_000_000, Code: proof.ConfigurationChanged, Sentence: "a disk was attached",
+		Facts: []proof.Fact{{Name: "disk vdz", Want: "none", Got: "/etc/shadow"}}, Reaction: "pause"}
+	report := need[[]byte](t)(lost.Sign(s.host))
+	check := func(code exit, report []byte, words ...string) {
+		t.Helper()
+		troth(t, "", "proof", "lost", "--trust", s.trust, s.proof, write(t, "report", report)).want(t, code, words...)
+	}
+	check(exitYes, report, "does not hold any more", "configuration-changed", "a disk was attached", "want none, got /etc/shadow", "pause")
+	check(exitYes, []byte(base64.RawURLEncoding.EncodeToString(report)+"\n"), "a disk was attached")
+	check(exitNo, need[[]byte](t)(lost.Sign(other.host)), "not the host's key")
+	changed := bytes.Clone(report)
+	changed[len(changed)/2] ^= 1
+	check(exitNo, changed)
+	check(exitNo, nil)
+	lost.Link[0] ^= 1
+	check(exitNo, need[[]byte](t)(lost.Sign(s.host)), "another launch")
+	troth(t, "", "proof", "lost", "--trust", other.trust, s.proof, write(t, "report", report)).want(t, exitNo, "not genuine")
+	o := troth(t, "", "proof", "lost", "-o", "json", "--trust", s.trust, s.proof, write(t, "report", report))
+	o.want(t, exitYes, `"reaction": "pause"`)
+	if err := oneJSON([]byte(o.stdout)); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestProofExport(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"math/big"
 	"os"
@@ -27,6 +28,7 @@ type scene struct {
 	statement         *proof.Statement
 	link              proof.Digest
 	pcrs              pcr.Values
+	host              *ecdsa.PrivateKey // its TLS key
 }
 
 func need[T any](t testing.TB) func(T, error) T {
@@ -67,9 +69,11 @@ func newScene(t testing.TB, dir string, change func(*proof.Statement)) *scene {
 	sel := need[pcr.Selection](t)(pcr.Parse("sha256:17,18,19"))
 	pcrs := pcr.Values{17: sha256Text("17"), 18: sha256Text("18"), 19: sha256Text("19")}
 	digest := need[pcr.Digest](t)(pcrs.Digest(sel))
+	host := need[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	spki := need[[]byte](t)(x509.MarshalPKIXPublicKey(&host.PublicKey))
 	seed := make([]byte, 32)
 	verdict := need[string](t)(proof.SignVerdict(&proof.Verdict{
-		Issuer: "https://verifier.example", Host: ak.Name(), Class: tpm.Software, Selection: sel, PCRDigest: digest,
+		Issuer: "https://verifier.example", Host: ak.Name(), Confirmation: sha256.Sum256(spki), Class: tpm.Software, Selection: sel, PCRDigest: digest,
 		Counters: tpm.Counters{Reset: 7, Restart: 3}, Clock: 1000, Profiles: []proof.ProfileRef{profile}, Status: proof.Affirming,
 		Release: need[proof.Bytes](t)(proof.ReleasePublic(seed)), IssuedAt: now.Unix(), Expires: now.Unix() + 180, NextCheck: now.Unix() + 60,
 	}, signer))
@@ -96,7 +100,7 @@ func newScene(t testing.TB, dir string, change func(*proof.Statement)) *scene {
 	if err := p.Seal(key.Nonce); err != nil {
 		t.Fatal(err)
 	}
-	s := &scene{filepath.Join(dir, "trust.json"), filepath.Join(dir, "nonce.key"), filepath.Join(dir, "proof.json"), key, st, link, pcrs}
+	s := &scene{filepath.Join(dir, "trust.json"), filepath.Join(dir, "nonce.key"), filepath.Join(dir, "proof.json"), key, st, link, pcrs, host}
 	for name, b := range map[string][]byte{s.trust: trust, s.key: need[[]byte](t)(key.EncodePrivate()), s.proof: need[[]byte](t)(p.Encode())} {
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)
