@@ -19,6 +19,7 @@ type Provisioned struct {
 	EKs   []string `json:"eks"`   // SHA-256 of the public areas, hex: what the operator compares
 	AK    string   `json:"ak"`    // Name
 	SPKI  string   `json:"spki"`
+	SRK   tpm.Name `json:"srk"`
 }
 
 // Provisioner is what provisioning needs of the chip.
@@ -39,7 +40,11 @@ func Provision(ctx context.Context, name string, c Provisioner, v *Verifiers, id
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the attestation key: %w", err)
 	}
-	out := &Provisioned{Name: name, AK: ak.Name().String(), SPKI: id.SPKI.String()}
+	srk, err := tpm.ParseSRK(keys.SRKPublic)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the storage key: %w", err)
+	}
+	out := &Provisioned{Name: name, AK: ak.Name().String(), SPKI: id.SPKI.String(), SRK: srk.Name()}
 	request := vapi.EnrolmentRequest{Name: name, Ak: keys.AKPublic, Srk: keys.SRKPublic}
 	for _, ek := range keys.EKs {
 		if len(ek.Certificate) == 0 {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"troth/hostd"
+	"troth/tpm"
 )
 
 func (a *app) provision(ctx context.Context) (err error) {
@@ -24,13 +25,16 @@ func (a *app) provision(ctx context.Context) (err error) {
 		return usage(err)
 	}
 	defer verifiers.Close()
-	tpm, err := openChip(ctx, c)
+	chip, err := openAnyChip(ctx, c, tpm.Name{}) // its keys may be new: after TPM2_Clear, or the first time
 	if err != nil {
 		return &exit{exitUndecided, err}
 	}
-	defer func() { err = errors.Join(err, tpm.Close()) }()
-	p, err := hostd.Provision(ctx, c.Name, tpm, verifiers, id)
+	defer func() { err = errors.Join(err, chip.Close()) }()
+	p, err := hostd.Provision(ctx, c.Name, chip, verifiers, id)
 	if err != nil {
+		return err
+	}
+	if err := hostd.PinSRK(c, p.SRK); err != nil {
 		return err
 	}
 	return a.print(p, func(w io.Writer) error {

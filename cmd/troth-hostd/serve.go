@@ -12,15 +12,24 @@ import (
 	"troth/hostd"
 	"troth/hostd/serve"
 	"troth/launcher/image"
+	"troth/tpm"
 	"troth/tpm/chip"
 )
 
-// openChip opens the TPM with its lock in the run folder.
+// openChip opens the TPM with its lock in the run folder, for the storage key that provisioning pinned.
 func openChip(ctx context.Context, c *hostd.Config) (*chip.Chip, error) {
+	srk, err := hostd.PinnedSRK(c)
+	if err != nil {
+		return nil, err
+	}
+	return openAnyChip(ctx, c, srk)
+}
+
+func openAnyChip(ctx context.Context, c *hostd.Config, srk tpm.Name) (*chip.Chip, error) {
 	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make the run folder: %w", err)
 	}
-	return chip.Open(ctx, chip.Config{Device: c.TPM.Device, Socket: c.TPM.Socket, Lock: filepath.Join(c.RunDir, "tpm.lock")})
+	return chip.Open(ctx, chip.Config{Device: c.TPM.Device, Socket: c.TPM.Socket, Lock: filepath.Join(c.RunDir, "tpm.lock"), SRK: srk})
 }
 
 func (a *app) serve(ctx context.Context) (err error) {
@@ -34,11 +43,11 @@ func (a *app) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return usage(err)
 	}
-	tpm, err := openChip(ctx, c)
+	chip, err := openChip(ctx, c)
 	if err != nil {
 		return &exit{exitUndecided, err}
 	}
-	defer func() { err = errors.Join(err, tpm.Close()) }()
+	defer func() { err = errors.Join(err, chip.Close()) }()
 	lv := &libvirtd{uri: c.Libvirt.URI, log: log}
 	defer func() { err = errors.Join(err, lv.Close()) }()
 
@@ -48,7 +57,7 @@ func (a *app) serve(ctx context.Context) (err error) {
 		return usage(err)
 	}
 	defer verifiers.Close()
-	d := &hostd.Daemon{Config: c, Identity: id, Log: log, Chip: tpm, Virt: lv, Judge: verifiers, Verifier: verifiers, Images: hostd.Images{Verity: image.NewVerity(image.MeasureVerity)}, Clock: clock}
+	d := &hostd.Daemon{Config: c, Identity: id, Log: log, Chip: chip, Virt: lv, Judge: verifiers, Verifier: verifiers, Images: hostd.Images{Verity: image.NewVerity(image.MeasureVerity)}, Clock: clock}
 	if err := d.Open(ctx); err != nil {
 		return &exit{exitUndecided, err}
 	}
