@@ -14,7 +14,7 @@
 //	verifier hold|go|stop|start|cut|join|hangup|babble  cut and join its network; hangup and babble as for a TPM
 //	verifier rotate|revoke           renew its keys, or revoke those in use, while it runs
 //	settles HOST                     wait until the host is ready again
-//	eventually N PERSON ARGS...      exits, tried for 15 s: a host notices a change of its own state within an epoch
+//	eventually N PERSON ARGS...      exits, tried for a minute: a host notices a change of its own state within an epoch, and a guest takes its time to boot
 //	says PATTERN PERSON ARGS...      the same, until what is printed matches
 //	console HOST NAME TEXT           wait until a guest's console has shown a text
 //
@@ -150,7 +150,7 @@ func (s *stage) commands(ctx context.Context) map[string]command {
 		"tenant":     as(lab.RoleTenant),
 		"engine":     as(lab.RoleEngine),
 		"exits":      func(ts *testscript.TestScript, neg bool, args []string) { s.exits(ctx, ts, neg, args, 0) },
-		"eventually": func(ts *testscript.TestScript, neg bool, args []string) { s.exits(ctx, ts, neg, args, 15*time.Second) },
+		"eventually": func(ts *testscript.TestScript, neg bool, args []string) { s.exits(ctx, ts, neg, args, time.Minute) },
 		"says":       func(ts *testscript.TestScript, neg bool, args []string) { s.says(ctx, ts, neg, args) },
 		"on":         func(ts *testscript.TestScript, neg bool, args []string) { s.on(ctx, ts, neg, args) },
 		"guest":      func(ts *testscript.TestScript, neg bool, args []string) { s.guest(ts, neg, args) },
