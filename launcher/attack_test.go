@@ -32,6 +32,7 @@ func TestAttack(t *testing.T) {
 	t.Run("R-POWER", crashAll)
 	t.Run("L-TOCTOU-XML/race", raceAll)
 	t.Run("L-NVRAM", attackVariableStore)
+	t.Run("L-CPU", attackFeatures)
 	t.Run("L-STEAL", func(t *testing.T) {
 		// Another client starts our definition between define and create: its start carries no launch id, so the hook denies it, and our own
 		// create finds the domain running or not ours.

@@ -34,6 +34,29 @@ func TestLoadedMemory(t *testing.T) {
 	}
 }
 
+// TestLoadedCPU: a snapshot with memory is reverted to with the CPU that libvirt made for the guest which ran, and that is told at prepare, for what it is.
+func TestLoadedCPU(t *testing.T) {
+	s := newSim(t)
+	if refusal := s.register(guestUUID, s.token); refusal != nil {
+		t.Fatal(refusal)
+	}
+	w := s.world
+	honest := w.inactive[guestUUID]
+	w.inactive[guestUUID] = []byte(strings.NewReplacer("check='none'", "check='full'", "</model>", "</model><feature policy='require' name='lahf_lm'/>").Replace(string(honest)))
+	err := w.startOther(guestUUID)
+	refusal, ok := err.(*proof.Refusal) //nolint:errorlint // Prepare's own answer, not one that went through libvirt
+	if !ok || refusal.Code != proof.GrantMissing || !strings.Contains(refusal.Sentence, "memory from elsewhere") {
+		t.Fatal(err)
+	}
+	if d := w.l.Book.Domain(guestUUID); d.Refusal == nil || d.Refusal.Sentence != refusal.Sentence {
+		t.Errorf("%s, %v", d.State, d.Refusal)
+	}
+	w.inactive[guestUUID] = honest
+	if err := w.startOther(guestUUID); err != nil {
+		t.Errorf("the honest start afterwards: %v", err)
+	}
+}
+
 // TestLoadedMemoryPaused: the same for a launch of our own, which nobody but a changed libvirt could make load anything.
 func TestLoadedMemoryPaused(t *testing.T) {
 	w := newWorld(t)

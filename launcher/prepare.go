@@ -79,11 +79,12 @@ func definition(xml []byte) (*domain.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	given.Asked()
 	c, err := domain.Read(domain.Emit(given, domain.Additions{}), domain.Inactive)
 	if err != nil {
 		return nil, err
 	}
-	c.Added, c.Mark, c.Token = given.Added, given.Mark, given.Token
+	c.Added, c.Mark, c.Token, c.Ran = given.Added, given.Mark, given.Token, given.Ran
 	return c, nil
 }
 
@@ -171,6 +172,10 @@ func (a *attempt) sameAsArmed(d *Domain) *proof.Refusal {
 	}
 	if c.Added.LaunchID != [32]byte{} {
 		return proof.Refuse(proof.GrantMissing, "the launch id is none that was announced")
+	}
+	if c.Ran {
+		return proof.Refuse(proof.GrantMissing, "the guest does not boot: libvirt has the CPU of one that ran, which takes its memory from elsewhere, and nobody has judged that",
+			proof.Fact{Name: "cpu.check", Want: "none or partial", Got: "full"})
 	}
 	if d == nil || !d.Armed {
 		return nil // the verifier judges it by its token

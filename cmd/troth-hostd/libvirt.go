@@ -162,8 +162,8 @@ func (l *libvirtd) Destroy(ctx context.Context, id domain.UUID) error {
 	return err
 }
 
-func (l *libvirtd) Process(_ context.Context, id domain.UUID, user *uint32) (*launcher.Process, error) {
-	p, err := virt.FindProcess(id.String(), user)
+func (l *libvirtd) Process(ctx context.Context, id domain.UUID, user *uint32) (*launcher.Process, error) {
+	p, err := virt.FindProcess(ctx, id.String(), user)
 	if err != nil {
 		return nil, err
 	}
@@ -215,8 +215,8 @@ func process(p *virt.Process) *launcher.Process {
 }
 
 // Runs looks at the processes alone: a hook may be waiting, and libvirt would make us wait for it.
-func (l *libvirtd) Runs(_ context.Context, id domain.UUID, user *uint32) (bool, error) {
-	n, err := virt.Processes(id.String(), user)
+func (l *libvirtd) Runs(ctx context.Context, id domain.UUID, user *uint32) (bool, error) {
+	n, err := virt.Processes(ctx, id.String(), user)
 	return n > 0, err
 }
 

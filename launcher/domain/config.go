@@ -95,6 +95,7 @@ type Config struct {
 	Mark  bool      `config:"-"` // the troth:launch mark was there
 	Token string    `config:"-"` // the token that the mark carries, for hook mode; never measured, since it names what is
 	Mode  Mode      `config:"-"` // the mode it was read in
+	Ran   bool      `config:"-"` // set by Asked: the CPU is one that libvirt made for a guest that ran
 
 	Type          string // "kvm" or "qemu"
 	Memory        uint64 // KiB
@@ -160,6 +161,7 @@ type CPUFeature struct{ Policy, Name string }
 // liveCPU is libvirt's expansion of the CPU of a running domain: compared by Diff, never measured.
 type liveCPU struct {
 	expanded bool
+	full     bool // check='full': libvirt asked QEMU
 	features []CPUFeature
 }
 
@@ -355,6 +357,10 @@ type Additions struct {
 	GuestSecretFile string   // file of the fw_cfg entry opt/io.systemd.credentials/troth.guest; "": none
 	ChannelPath     string   // unix socket of the virtio channel troth.guest.0; "": none
 }
+
+// Asked takes the CPU of a definition that libvirt is about to start as what was asked for: in Hook mode, at prepare, when libvirt has made nothing of it yet.
+// It has of a guest whose memory it is about to load, and Ran says so.
+func (c *Config) Asked() { c.CPU.Features, c.Ran, c.live = c.live.features, c.live.full, liveCPU{} }
 
 // SetUUID gives the domain its identity when the request named none.
 func (c *Config) SetUUID(u UUID) { c.UUID = u }

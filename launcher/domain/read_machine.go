@@ -79,7 +79,7 @@ func (r *reader) cpu(root *node, c *Config) {
 	if r.running() {
 		checks = append(checks, "full") // libvirt writes so what QEMU made of the CPU
 	}
-	r.oneOf(n, "check", checks...)
+	full := r.oneOf(n, "check", checks...) == "full"
 	switch c.CPU.Mode {
 	case "custom":
 		r.customCPU(n, c)
@@ -109,7 +109,7 @@ func (r *reader) cpu(root *node, c *Config) {
 		features = append(features, CPUFeature{Policy: policy, Name: name})
 	}
 	if r.running() {
-		c.live = liveCPU{expanded: true, features: features}
+		c.live = liveCPU{expanded: true, full: full, features: features}
 	} else {
 		c.CPU.Features = features
 	}

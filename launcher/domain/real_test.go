@@ -91,6 +91,11 @@ func checkCapture(t *testing.T, want *Config, ending string, mode Mode, text []b
 			t.Errorf("%s: digest %s, want %s", ending, got.Digest(), want.Digest())
 		}
 	}
+	if ending == "prepare" {
+		if got.Asked(); got.Digest() != want.Digest() {
+			t.Errorf("%s: what was asked for has digest %s, want %s", ending, got.Digest(), want.Digest())
+		}
+	}
 	if ending == "inactive" {
 		if emitted := Emit(want, added); !bytes.Equal(bytes.TrimSpace(text), bytes.TrimSpace(emitted)) {
 			t.Errorf("libvirt gives other bytes back:\n%s", lineDiff(string(emitted), string(text)))

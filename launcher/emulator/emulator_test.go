@@ -293,6 +293,10 @@ func TestMadeUp(t *testing.T) {
 	proc.start(4)
 	proc.put(4, "cmdline", strings.Repeat("x", maxArguments+1))
 	proc.link(4, "fd/0", "/nowhere")
+	proc.link(6, "exe", "/usr/bin/qemu-system-x86_64")
+	proc.start(6)
+	proc.put(6, "cmdline", strings.Repeat("\x00", maxWords+2))
+	proc.link(6, "fd/0", "/nowhere")
 	proc.put(5, "stat", "nonsense")
 	proc.link(5, "exe", "/usr/bin/qemu-system-x86_64")
 	s, err := Look(context.Background(), proc.dir, nil)
@@ -306,7 +310,7 @@ func TestMadeUp(t *testing.T) {
 		t.Errorf("a renamed emulator is trusted by %q", why)
 	}
 	// Not looked at whole is not passed over.
-	if s.Unseen != 2 || s.Why == "" {
+	if s.Unseen != 3 || s.Why == "" {
 		t.Errorf("%d unseen: %s", s.Unseen, s.Why)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

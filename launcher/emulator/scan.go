@@ -1,6 +1,7 @@
 package emulator
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,8 @@ import (
 // Bounds of a scan.
 const (
 	maxProcesses   = 1 << 20 // the kernel's own limit is 4 Mi; a machine with more is not looked at whole
-	maxArguments   = 4 << 20 // bytes of one command line; libvirt's are below 64 KiB
+	maxArguments   = 6 << 20 // bytes of one command line: execve(2) takes no more; libvirt's are below 64 KiB
+	maxWords       = 1 << 20 // arguments of one: as many do not fit, since each counts with its pointer
 	maxDescriptors = 1 << 16 // of one process
 	maxOthers      = 1 << 18 // descriptors of all processes that are no emulators by name
 )
@@ -167,8 +169,7 @@ func (p *Process) identify(dir string) error {
 	ours, err1 := nodeAt("/", 0)
 	its, err2 := nodeAt(dir+"/root/", 0)
 	p.SameRoot = err1 == nil && err2 == nil && ours.Dev == its.Dev && ours.Ino == its.Ino
-	// Whoever owns the process decides what fills the memory that its arguments lie in, and when.
-	args, err := stall.Ask(reading, strconv.FormatUint(uint64(p.UID), 10), dir, func() ([]string, error) { return arguments(dir) })
+	args, err := Arguments(reading, p.UID, dir)
 	p.UUIDs, p.Guest = identities(args), hasChannel(args)
 	return err
 }
@@ -270,6 +271,12 @@ func nodeAt(path string, flags int) (node, error) {
 	return n, nil
 }
 
+// Arguments reads what a process of this user was started with, from its directory. Whoever owns the process decides what fills the memory that its arguments
+// lie in, and when, and how much of it there is: who does not answer in the guard's time, or says more than any process can be started with, is an error.
+func Arguments(g *stall.Guard, uid uint32, dir string) ([]string, error) {
+	return stall.Ask(g, strconv.FormatUint(uint64(uid), 10), dir, func() ([]string, error) { return arguments(dir) })
+}
+
 func arguments(dir string) ([]string, error) {
 	f, err := os.Open(filepath.Join(dir, "cmdline"))
 	if err != nil {
@@ -282,6 +289,10 @@ func arguments(dir string) ([]string, error) {
 	}
 	if len(b) > maxArguments {
 		return nil, fmt.Errorf("more than %d bytes", maxArguments)
+	}
+	// Counted before there is a string for each.
+	if bytes.Count(b, []byte{0}) > maxWords {
+		return nil, fmt.Errorf("more than %d arguments", maxWords)
 	}
 	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
 }

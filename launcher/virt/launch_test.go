@@ -84,7 +84,7 @@ func TestLaunch(t *testing.T) {
 	must(t, v.Destroy(n.deadline(), uuid))
 	n.want("shutoff")
 	must(t, v.Destroy(n.deadline(), uuid)) // nothing runs: nothing to do
-	if _, err := virt.FindProcess(uuid, nil); !errors.Is(err, virt.ErrNoProcess) {
+	if _, err := virt.FindProcess(t.Context(), uuid, nil); !errors.Is(err, virt.ErrNoProcess) {
 		t.Errorf("after destroy: %v", err)
 	}
 	n.heard(w, "stopped")
@@ -117,7 +117,7 @@ func (n *node) heard(w *virt.Watch, kind string) {
 
 func checkProcess(t *testing.T, n *node) {
 	t.Helper()
-	p, err := virt.FindProcess(uuid, nil)
+	p, err := virt.FindProcess(t.Context(), uuid, nil)
 	must(t, err)
 	if !strings.Contains(p.Exe, "qemu-system-x86_64") || p.UID != 0 || p.PID == 0 || p.Start == 0 || !slices.Contains(p.Args, "-S") {
 		t.Errorf("process %+v", p)
@@ -141,7 +141,7 @@ func checkProcess(t *testing.T, n *node) {
 	fresh := n.disk + ".fresh"
 	must(t, os.WriteFile(fresh, make([]byte, 1<<20), 0o600))
 	must(t, os.Rename(fresh, n.disk))
-	swapped, err := virt.FindProcess(uuid, nil)
+	swapped, err := virt.FindProcess(t.Context(), uuid, nil)
 	must(t, err)
 	var now syscall.Stat_t
 	must(t, syscall.Stat(n.disk, &now))

@@ -210,7 +210,7 @@ func TestDenied(t *testing.T) {
 				t.Errorf("%v", err) // libvirt's message holds libvirtd's environment
 			}
 			n.want("shutoff")
-			if _, err := virt.FindProcess(uuid, nil); !errors.Is(err, virt.ErrNoProcess) {
+			if _, err := virt.FindProcess(t.Context(), uuid, nil); !errors.Is(err, virt.ErrNoProcess) {
 				t.Errorf("a process: %v", err)
 			}
 		})
@@ -262,7 +262,7 @@ func TestReconnect(t *testing.T) {
 	n := newNode(t)
 	must(t, n.virt.Define(n.deadline(), n.xml(mark)))
 	must(t, n.virt.CreatePaused(n.deadline(), n.xml(marked)))
-	before, err := virt.FindProcess(uuid, nil)
+	before, err := virt.FindProcess(t.Context(), uuid, nil)
 	must(t, err)
 	w := n.virt.Watch()
 	defer w.Close()
@@ -295,7 +295,7 @@ func TestReconnect(t *testing.T) {
 			t.Errorf("session %d after %d", now, session)
 		}
 	}
-	after, err := virt.FindProcess(uuid, nil)
+	after, err := virt.FindProcess(t.Context(), uuid, nil)
 	must(t, err)
 	if before.PID != after.PID || before.Start != after.Start {
 		t.Errorf("the guest did not live: %d, then %d", before.PID, after.PID)

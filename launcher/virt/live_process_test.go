@@ -13,7 +13,7 @@ import (
 )
 
 // emulatorNamed runs a shell by an emulator's name, with a domain's UUID in its arguments; it ends with its standard input.
-func emulatorNamed(t *testing.T, uuid, script string) (*exec.Cmd, uint64) {
+func emulatorNamed(t *testing.T, uuid, script string, more ...string) (*exec.Cmd, uint64) {
 	t.Helper()
 	exe := filepath.Join(t.TempDir(), "qemu-system-x86_64")
 	b, err := os.ReadFile("/bin/bash")
@@ -23,7 +23,7 @@ func emulatorNamed(t *testing.T, uuid, script string) (*exec.Cmd, uint64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe, "-c", script, "guest", "-uuid", uuid)
+	cmd := exec.Command(exe, append(append([]string{"-c", script, "guest"}, more...), "-uuid", uuid)...)
 	in, err1 := cmd.StdinPipe()
 	out, err2 := cmd.StdoutPipe()
 	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
@@ -70,10 +70,10 @@ func TestDescriptorsComeAndGo(t *testing.T) {
 		if n%10 != 0 {
 			continue // looking at all processes takes its time
 		}
-		if p, err = FindProcess(uuid, nil); err != nil || p.PID != cmd.Process.Pid {
+		if p, err = FindProcess(t.Context(), uuid, nil); err != nil || p.PID != cmd.Process.Pid {
 			t.Fatalf("FindProcess: %+v, %v", p, err)
 		}
-		if n, err := Processes(uuid, nil); n != 1 || err != nil {
+		if n, err := Processes(t.Context(), uuid, nil); n != 1 || err != nil {
 			t.Fatalf("%d processes, %v", n, err)
 		}
 	}
@@ -103,7 +103,7 @@ func TestEnded(t *testing.T) {
 	if p, err := ReadProcess(pid, start); !errors.Is(err, ErrNoProcess) {
 		t.Errorf("not waited for: %+v, %v", p, err)
 	}
-	if n, err := Processes(uuid, nil); n != 0 || err != nil {
+	if n, err := Processes(t.Context(), uuid, nil); n != 0 || err != nil {
 		t.Errorf("not waited for: %d processes, %v", n, err)
 	}
 	if _, err := ReadProcess(1<<22, 1); !errors.Is(err, ErrNoProcess) {
@@ -125,7 +125,7 @@ func TestUnreadable(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(proc, "20", "fd")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := findProcess(proc, guest, nil); err == nil || errors.Is(err, ErrNoProcess) {
+	if _, err := findProcess(t.Context(), proc, guest, nil); err == nil || errors.Is(err, ErrNoProcess) {
 		t.Errorf("no descriptors: %v", err)
 	}
 	if err := os.RemoveAll(filepath.Join(proc, "20", "stat")); err != nil {

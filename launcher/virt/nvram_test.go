@@ -22,7 +22,7 @@ func TestVariableStore(t *testing.T) {
 	must(t, os.WriteFile(store, variables, 0o600))
 	xml := bytes.Replace(n.xml(mark), []byte("</os>"), []byte("<loader readonly='yes' type='pflash'>"+firmware+"</loader><nvram template='"+n.disk+"'>"+store+"</nvram></os><features><acpi/></features>"), 1)
 	must(t, n.virt.CreatePaused(n.deadline(), xml))
-	p, err := virt.FindProcess(uuid, nil)
+	p, err := virt.FindProcess(t.Context(), uuid, nil)
 	must(t, err)
 	var st syscall.Stat_t
 	must(t, syscall.Stat(store, &st))

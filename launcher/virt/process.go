@@ -1,6 +1,7 @@
 package virt
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,9 +11,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"troth/launcher/emulator"
+	"troth/launcher/stall"
 )
 
 // ErrNoProcess and ErrManyProcesses: not exactly one emulator runs for a UUID.
@@ -44,14 +48,14 @@ type Process struct {
 // FindProcess finds the one emulator of this user (nil: of anybody) that runs the domain, by scanning /proc. Anything but exactly one is an error: a second process
 // with this UUID is a guest that nobody judged. Whoever QEMU runs as, other users may give their processes any name and any arguments: they are no reason
 // against the guest, as long as that user has one; else the caller is told of theirs.
-func FindProcess(uuid string, user *uint32) (*Process, error) {
-	return findProcess("/proc", uuid, user)
+func FindProcess(ctx context.Context, uuid string, user *uint32) (*Process, error) {
+	return findProcess(ctx, "/proc", uuid, user)
 }
 
-func findProcess(proc, uuid string, user *uint32) (*Process, error) {
-	found, err := processes(proc, uuid, user)
+func findProcess(ctx context.Context, proc, uuid string, user *uint32) (*Process, error) {
+	found, err := processes(ctx, proc, uuid, user)
 	if err == nil && user != nil && len(found) == 0 {
-		found, err = processes(proc, uuid, nil)
+		found, err = processes(ctx, proc, uuid, nil)
 	}
 	if err != nil {
 		return nil, err
@@ -67,13 +71,14 @@ func findProcess(proc, uuid string, user *uint32) (*Process, error) {
 
 // Processes counts the emulators of this user (nil: of anybody) that run the domain. It looks at no descriptor: that one is closed meanwhile makes nobody
 // seem to have ended.
-func Processes(uuid string, user *uint32) (int, error) {
-	found, err := processes("/proc", uuid, user)
+func Processes(ctx context.Context, uuid string, user *uint32) (int, error) {
+	found, err := processes(ctx, "/proc", uuid, user)
 	return len(found), err
 }
 
-// processes lists the numbers of the emulators that run the domain.
-func processes(proc, uuid string, user *uint32) (found []int, err error) {
+// processes lists the numbers of the emulators that run the domain. One that does not let its arguments be read, or has more of them than Arguments takes, may
+// run it: that is an error.
+func processes(ctx context.Context, proc, uuid string, user *uint32) (found []int, err error) {
 	dirs, err := os.ReadDir(proc)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list processes: %w", err)
@@ -82,6 +87,9 @@ func processes(proc, uuid string, user *uint32) (found []int, err error) {
 		pid, err := strconv.Atoi(d.Name())
 		if err != nil {
 			continue // not a process
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("cannot look at all processes: %w", err)
 		}
 		is, err := runs(filepath.Join(proc, d.Name()), uuid, user)
 		if err != nil && !emulator.Gone(err) {
@@ -97,22 +105,27 @@ func processes(proc, uuid string, user *uint32) (found []int, err error) {
 // runs says whether the process is an emulator of this user with this UUID: by its executable's name, so that nobody takes part
 // by arguments alone, and by -uuid, which libvirt always passes.
 func runs(dir, uuid string, user *uint32) (bool, error) {
-	if user != nil {
-		// First of all: what another user's arguments are, he decides, and how long it takes to read them.
-		if uid, err := owner(dir); err != nil || uid != *user {
-			return false, err
-		}
-	}
-	args, err := arguments(dir)
-	if err != nil {
+	uid, err := owner(dir)
+	if err != nil || user != nil && uid != *user {
 		return false, err
+	}
+	// First of all: what the arguments are, and how many, the process decides; what it is called, the kernel knows.
+	exe, unseen := os.Readlink(filepath.Join(dir, "exe"))
+	if emulator.Gone(unseen) || unseen == nil && !emulator.Named(exe) {
+		return false, unseen
+	}
+	args, err := arguments(dir, uid)
+	if err != nil && user == nil {
+		return false, fmt.Errorf("cannot read arguments of user %d's (with qemu.user set, no other user's count): %w", uid, err)
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot read arguments: %w", err)
 	}
 	i := slices.Index(args, "-uuid")
 	if i < 0 || i+1 >= len(args) || !strings.EqualFold(args[i+1], uuid) {
 		return false, nil
 	}
-	exe, err := os.Readlink(filepath.Join(dir, "exe"))
-	return err == nil && emulator.Named(exe), err
+	return unseen == nil, unseen
 }
 
 // owner is the effective user of the process: the kernel gives its folder to that one, whatever may be read in it.
@@ -122,12 +135,16 @@ func owner(dir string) (uint32, error) {
 	return st.Uid, err
 }
 
-func arguments(dir string) ([]string, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-	if err != nil {
-		return nil, err
-	}
-	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
+// reading is of arguments. One at a time: what another is asking at this moment does not hang. A host that swaps takes a while, and a hook waits longer.
+var (
+	reading  = &stall.Guard{Within: time.Second, Most: 16}
+	oneByOne sync.Mutex
+)
+
+func arguments(dir string, uid uint32) ([]string, error) {
+	oneByOne.Lock()
+	defer oneByOne.Unlock()
+	return emulator.Arguments(reading, uid, dir)
 }
 
 func readProcess(proc string, pid int) (*Process, error) {
@@ -153,7 +170,7 @@ func readProcess(proc string, pid int) (*Process, error) {
 	if p.Exe, err = os.Readlink(filepath.Join(dir, "exe")); err != nil {
 		return fail("executable", err)
 	}
-	if p.Args, err = arguments(dir); err != nil {
+	if p.Args, err = arguments(dir, p.UID); err != nil {
 		return fail("arguments", err)
 	}
 	if p.Open, err = openFiles(dir); err != nil {

@@ -45,7 +45,7 @@ func fake(t *testing.T, proc string, pid int, exe string, args ...string) {
 
 func TestFindProcess(t *testing.T) {
 	proc := t.TempDir()
-	if _, err := findProcess(proc, guest, nil); !errors.Is(err, ErrNoProcess) {
+	if _, err := findProcess(t.Context(), proc, guest, nil); !errors.Is(err, ErrNoProcess) {
 		t.Fatalf("no process: %v", err)
 	}
 	// Not ours: another program with the arguments, an emulator of another guest, arguments cut short, a thread
@@ -58,11 +58,11 @@ func TestFindProcess(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(proc, "self"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := findProcess(proc, guest, nil); !errors.Is(err, ErrNoProcess) {
+	if _, err := findProcess(t.Context(), proc, guest, nil); !errors.Is(err, ErrNoProcess) {
 		t.Fatalf("others: %v", err)
 	}
 	fake(t, proc, 20, "/usr/bin/qemu-system-x86_64 (deleted)", "qemu", "-uuid", strings.ToUpper(guest), "-kernel", "/no/kernel")
-	p, err := findProcess(proc, guest, nil)
+	p, err := findProcess(t.Context(), proc, guest, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestFindProcess(t *testing.T) {
 		t.Errorf("named %+v, want %+v", p.Named, want)
 	}
 	fake(t, proc, 21, "/usr/libexec/qemu-kvm", "qemu", "-uuid", guest)
-	if _, err := findProcess(proc, guest, nil); !errors.Is(err, ErrManyProcesses) {
+	if _, err := findProcess(t.Context(), proc, guest, nil); !errors.Is(err, ErrManyProcesses) {
 		t.Errorf("two processes: %v", err)
 	}
 }
@@ -96,27 +96,27 @@ func TestFindProcessOfUser(t *testing.T) {
 	}
 	count := func(want int) {
 		t.Helper()
-		if found, err := processes(proc, guest, &qemu); err != nil || len(found) != want {
+		if found, err := processes(t.Context(), proc, guest, &qemu); err != nil || len(found) != want {
 			t.Errorf("%v, %v", found, err)
 		}
 	}
 	// Alone it is told of, so that whoever named the wrong user sees that.
 	put(20, nobody)
-	if p, err := findProcess(proc, guest, &qemu); err != nil || p.PID != 20 || p.UID != nobody {
+	if p, err := findProcess(t.Context(), proc, guest, &qemu); err != nil || p.PID != 20 || p.UID != nobody {
 		t.Errorf("alone: %+v, %v", p, err)
 	}
 	count(0)
 	put(21, qemu)
 	put(22, nobody)
-	if p, err := findProcess(proc, guest, &qemu); err != nil || p.PID != 21 || p.UID != qemu {
+	if p, err := findProcess(t.Context(), proc, guest, &qemu); err != nil || p.PID != 21 || p.UID != qemu {
 		t.Errorf("beside the guest: %+v, %v", p, err)
 	}
 	count(1)
-	if _, err := findProcess(proc, guest, nil); !errors.Is(err, ErrManyProcesses) {
+	if _, err := findProcess(t.Context(), proc, guest, nil); !errors.Is(err, ErrManyProcesses) {
 		t.Errorf("of anybody: %v", err)
 	}
 	put(23, qemu)
-	if _, err := findProcess(proc, guest, &qemu); !errors.Is(err, ErrManyProcesses) {
+	if _, err := findProcess(t.Context(), proc, guest, &qemu); !errors.Is(err, ErrManyProcesses) {
 		t.Errorf("two of its user: %v", err)
 	}
 	count(2)

@@ -82,7 +82,7 @@ var spine = map[string][]string{
 	"troth/launcher":             {"troth/proof", "troth/tpm", "troth/tpm/pcr", "troth/launcher/domain", "troth/launcher/image", "golang.org/x/sys/unix"},
 	"troth/launcher/domain":      {"troth/proof"},
 	"troth/launcher/image":       {"troth/proof", "golang.org/x/sys/unix"},
-	"troth/launcher/virt":        {"troth/launcher", "troth/launcher/emulator", "libvirt.org/go/libvirt", "golang.org/x/sys/unix"},
+	"troth/launcher/virt":        {"troth/launcher", "troth/launcher/emulator", "troth/launcher/stall", "libvirt.org/go/libvirt", "golang.org/x/sys/unix"},
 	"troth/hooks":                {"troth/hooks/ask"},
 	"troth/hooks/ask":            {},
 	"troth/hooks/answer":         {"troth/hooks/ask"},
