@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -79,6 +80,12 @@ type host struct {
 
 func newHost(t testing.TB, n int) *host {
 	return &host{newMachine(t, n), fmt.Sprint("host-", n), proof.Hash(proof.LabelEnrol, fmt.Append(nil, n))}
+}
+
+// listed are all EKs that the machine has a certificate for.
+func (h *host) listed() []EK {
+	eks, _, _ := h.identity()
+	return slices.Clone(eks)
 }
 
 // begin makes an honest enrolment request.

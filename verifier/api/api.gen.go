@@ -167,8 +167,10 @@ type Host struct {
 	AkName string `json:"ak_name"`
 
 	// Class hardware or software
-	Class        string       `json:"class"`
-	Eks          []Digest     `json:"eks"`
+	Class string `json:"class"`
+
+	// Ek Digest of the EK that the TPM proved to have by credential activation; its certificate's root says the class.
+	Ek           proof.Digest `json:"ek"`
 	Expires      int64        `json:"expires,omitempty"`
 	LastAttested int64        `json:"last_attested,omitempty"`
 	Met          []ProfileRef `json:"met,omitempty"`
@@ -482,7 +484,8 @@ type ClientInterface interface {
 	// CreateEnrolmentWithBody Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -492,7 +495,8 @@ type ClientInterface interface {
 	// CreateEnrolment Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -775,7 +779,8 @@ func (c *Client) GetChallenge(ctx context.Context, reqEditors ...RequestEditorFn
 // CreateEnrolmentWithBody Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes any type of body and a specified content type.
 //
@@ -795,7 +800,8 @@ func (c *Client) CreateEnrolmentWithBody(ctx context.Context, contentType string
 // CreateEnrolment Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2161,7 +2167,8 @@ type ClientWithResponsesInterface interface {
 	// CreateEnrolmentWithBodyWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2171,7 +2178,8 @@ type ClientWithResponsesInterface interface {
 	// CreateEnrolmentWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3633,7 +3641,8 @@ func (c *ClientWithResponses) GetChallengeWithResponse(ctx context.Context, reqE
 // CreateEnrolmentWithBodyWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -3649,7 +3658,8 @@ func (c *ClientWithResponses) CreateEnrolmentWithBodyWithResponse(ctx context.Co
 // CreateEnrolmentWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -10,7 +10,7 @@ import (
 )
 
 func hostOf(v *verifier.View) api.Host {
-	h := api.Host{Name: v.Name, State: string(v.State), Standing: v.Standing, Class: string(v.Class), AkName: v.AKName.String(), Eks: v.EKs,
+	h := api.Host{Name: v.Name, State: string(v.State), Standing: v.Standing, Class: string(v.Class), AkName: v.AKName.String(), Ek: v.EK,
 		Spki: &v.SPKI, Profiles: v.Profiles, Met: v.Met, LastAttested: v.LastAttested, Expires: v.Expires}
 	if h.Profiles == nil {
 		h.Profiles = []string{}
