@@ -138,7 +138,10 @@ func (w *world) good(h *host) *Attestation {
 	w.enrol(h)
 	w.approve(h)
 	must[*Attestation](w.t)(w.attest(h))
-	must[*Import](w.t)(w.Import(w.t.Context(), ImportRequest{Host: h.name, Name: "gold-" + h.name, Launcher: TbootLegacy, Profile: "gold", Apply: true, By: "operator"}))
+	req := ImportRequest{Host: h.name, Name: "gold-" + h.name, Launcher: TbootLegacy, Profile: "gold", By: "operator"}
+	req.Confirmed = must[*Import](w.t)(w.Import(w.t.Context(), req)).Values
+	req.Apply = true
+	must[*Import](w.t)(w.Import(w.t.Context(), req))
 	return w.mustAttest(h)
 }
 

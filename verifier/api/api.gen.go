@@ -210,6 +210,9 @@ type ImportRequest struct {
 
 	// Profile Also make or extend this profile.
 	Profile string `json:"profile,omitempty"`
+
+	// Values What was confirmed; needed with apply.
+	Values []PCR `json:"values,omitempty"`
 }
 
 // Keys defines model for Keys.
@@ -606,12 +609,18 @@ type ClientInterface interface {
 
 	// ImportReferenceWithBody Take a host's last attested state as reference values; without apply only tell the difference.
 	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/references/import (the `ImportReference` operationId).
 	ImportReferenceWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ImportReference Take a host's last attested state as reference values; without apply only tell the difference.
+	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1091,6 +1100,9 @@ func (c *Client) PutReference(ctx context.Context, body PutReferenceJSONRequestB
 
 // ImportReferenceWithBody Take a host's last attested state as reference values; without apply only tell the difference.
 //
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+//
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/references/import (the `ImportReference` operationId).
@@ -1107,6 +1119,9 @@ func (c *Client) ImportReferenceWithBody(ctx context.Context, contentType string
 }
 
 // ImportReference Take a host's last attested state as reference values; without apply only tell the difference.
+//
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2307,12 +2322,18 @@ type ClientWithResponsesInterface interface {
 
 	// ImportReferenceWithBodyWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
 	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/references/import (the `ImportReference` operationId).
 	ImportReferenceWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportReferenceResponse, error)
 
 	// ImportReferenceWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
+	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3895,6 +3916,9 @@ func (c *ClientWithResponses) PutReferenceWithResponse(ctx context.Context, body
 
 // ImportReferenceWithBodyWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
 //
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/references/import (the `ImportReference` operationId).
@@ -3907,6 +3931,9 @@ func (c *ClientWithResponses) ImportReferenceWithBodyWithResponse(ctx context.Co
 }
 
 // ImportReferenceWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
+//
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

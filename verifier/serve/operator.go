@@ -192,7 +192,8 @@ func (s *server) ImportReference(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
-	i, err := s.v.Import(r.Context(), verifier.ImportRequest{Host: req.Host, Name: req.Name, Launcher: req.Launcher, Profile: req.Profile, Apply: req.Apply, By: callerOf(r).name})
+	i, err := s.v.Import(r.Context(), verifier.ImportRequest{Host: req.Host, Name: req.Name, Launcher: req.Launcher, Profile: req.Profile, Apply: req.Apply,
+		Confirmed: req.Values, By: callerOf(r).name})
 	if err != nil {
 		s.refuse(w, r, err)
 		return
