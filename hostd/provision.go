@@ -16,7 +16,7 @@ import (
 type Provisioned struct {
 	Name  string   `json:"name"`
 	State string   `json:"state"` // at the verifier: pending or approved
-	EKs   []string `json:"eks"`   // SHA-256 of the public areas, hex: what the operator compares
+	EK    string   `json:"ek"`    // SHA-256 of the public area, hex: what the operator compares
 	AK    string   `json:"ak"`    // Name
 	SPKI  string   `json:"spki"`
 	SRK   tpm.Name `json:"srk"`
@@ -44,16 +44,13 @@ func Provision(ctx context.Context, name string, c Provisioner, v *Verifiers, id
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the storage key: %w", err)
 	}
-	out := &Provisioned{Name: name, AK: ak.Name().String(), SPKI: id.SPKI.String(), SRK: srk.Name()}
-	request := vapi.EnrolmentRequest{Name: name, Ak: keys.AKPublic, Srk: keys.SRKPublic}
-	for _, ek := range keys.EKs {
-		if len(ek.Certificate) == 0 {
-			return nil, proof.Refuse(proof.EvidenceInvalid, "the TPM has no EK certificate, so nobody can say what it is")
-		}
-		request.Eks = append(request.Eks, vapi.EK{Certificate: ek.Certificate, Public: ek.Public})
-		sum := sha256.Sum256(ek.Public)
-		out.EKs = append(out.EKs, hex.EncodeToString(sum[:]))
+	ek := keys.EKs[0] // the one that ActivateCredential proves; another would count for nothing
+	if len(ek.Certificate) == 0 {
+		return nil, proof.Refuse(proof.EvidenceInvalid, "the TPM has no EK certificate, so nobody can say what it is")
 	}
+	sum := sha256.Sum256(ek.Public)
+	out := &Provisioned{Name: name, EK: hex.EncodeToString(sum[:]), AK: ak.Name().String(), SPKI: id.SPKI.String(), SRK: srk.Name()}
+	request := vapi.EnrolmentRequest{Name: name, Eks: []vapi.EK{{Certificate: ek.Certificate, Public: ek.Public}}, Ak: keys.AKPublic, Srk: keys.SRKPublic}
 	challenge, err := v.Challenge(ctx)
 	if err != nil {
 		return nil, err

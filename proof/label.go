@@ -23,7 +23,7 @@ const (
 	LabelProof         Label = "troth/proof/v1"         // sum of a proof: every field but the sum
 	LabelConfiguration Label = "troth/configuration/v1" // digest of a domain's canonical configuration
 	LabelProfile       Label = "troth/profile/v1"       // digest of a profile with its reference values
-	LabelIdentity      Label = "troth/identity/v1"      // a host's identity: its EK digests
+	LabelIdentity      Label = "troth/identity/v1"      // a host's identity: TLS key and EK digest
 	LabelAudit         Label = "troth/audit/v1"         // a line of a host's audit log
 	LabelDiskSecret    Label = "troth/disk-secret/v1"   // name (UUID) of the libvirt secret of a sealed disk: domain UUID, target
 	LabelChain         Label = "troth/chain/v1"         // digest of a disk with layers below: their contents' digests, top first

@@ -15,7 +15,7 @@ const (
 type Report struct {
 	Host      string          `json:"host"`
 	AK        tpm.Name        `json:"ak"`
-	EKs       []Digest        `json:"eks"`
+	EK        Digest          `json:"ek"`
 	Class     tpm.Class       `json:"class"`
 	Status    string          `json:"status"`
 	Time      int64           `json:"time"`

@@ -18,7 +18,7 @@ func forgedFacts(t *testing.T) (*Facts, *softTPM) {
 	m := newSoft(t)
 	m.boot(t, example())
 	sel := selectPCRs(t, 17, 18, 19)
-	h := &Host{Name: "h", State: Approved, Class: tpm.Software, EKs: []proof.Digest{{1}}, AK: m.akPublic, SRK: m.srk, SPKI: proof.Digest{7}}
+	h := &Host{Name: "h", State: Approved, Class: tpm.Software, EK: proof.Digest{1}, AK: m.akPublic, SRK: m.srk, SPKI: proof.Digest{7}}
 	check(t, h.complete(1))
 	f := &Facts{SPKI: h.SPKI, Host: h, Selection: sel, Mark: &Mark{h.AKName, m.counters, m.clock}}
 	f.Evidence = &proof.Evidence{Challenge: bytes.Repeat([]byte{9}, challengeSize), AK: h.AKName, PCRs: proof.PCRList(m.pcrs, sel),

@@ -2,6 +2,9 @@ package verifier
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,6 +13,7 @@ import (
 
 	"troth/proof"
 	"troth/tpm"
+	"troth/verifier/store"
 )
 
 // TestAttack changes real captured bytes, or the real state of a TPM, and asserts the named refusal, that nothing changed, and
@@ -183,6 +187,11 @@ func attackUUIDTake(t *testing.T) {
 		renamed.name, renamed.spki = "other", proof.Digest{3}
 		_, err = w.Enrol(t.Context(), renamed.spki, w.begin(&renamed))
 		refused(t, err, proof.Forbidden, "ek")
+		// The TPM's public certificates behind an EK of one's own: what is not proven is nobody's.
+		mixed := w.begin(&asHost)
+		mixed.EKs = append(slices.Clone(mixed.EKs[:1]), h.listed()...)
+		_, err = w.Enrol(t.Context(), thief.spki, mixed)
+		refused(t, err, proof.Forbidden, "name")
 		// Steps out of order: no enrolment, a wrong secret, another's key.
 		_, err = w.Activate(t.Context(), thief.spki, "0123456789abcdef0123456789abcdef", make([]byte, 32))
 		refused(t, err, proof.Forbidden, "id")
@@ -228,6 +237,82 @@ func attackUUIDTake(t *testing.T) {
 	must[*Host](t)(w.Revoke(t.Context(), thief.name, "operator"))
 	w.enrol(thief)
 	w.approve(h)
+	w.mustAttest(h)
+	t.Run("unproven EK", attackUnprovenEK)
+}
+
+// attackUnprovenEK shows another TPM's public certificates behind the EK that is proven: they give nothing, and take nothing.
+func attackUnprovenEK(t *testing.T) {
+	w, h, thief := newWorld(t), newHost(t, 1), newHost(t, 2)
+	own := must[*tpm.EK](t)(tpm.ParseEK(thief.listed()[0].Public)).Digest()
+	mix := func() {
+		t.Helper()
+		e := w.begin(thief)
+		e.EKs = append(slices.Clone(e.EKs[:1]), h.listed()...)
+		c := must[*Credential](t)(w.Enrol(t.Context(), thief.spki, e))
+		must[State](t)(w.Activate(t.Context(), thief.spki, c.ID, thief.activate(t, c.Blob, c.Encrypted)))
+		if got := w.hostByName(thief.name); got.EK != own || got.EKs != nil {
+			t.Fatalf("recorded: %s %v", got.EK, got.EKs)
+		}
+	}
+	mix() // before the TPM's own host comes: it does not lock that out
+	w.good(h)
+	w.unchanged(h, mix) // and after it
+	e := w.begin(thief)
+	e.EKs = h.listed() // to put it first is to have to prove it
+	_, err := w.Enrol(t.Context(), thief.spki, e)
+	refused(t, err, proof.Forbidden, "")
+	// A TPM that proves another of its EKs is another TPM, whatever it lists behind.
+	e = w.begin(h)
+	if slices.Reverse(e.EKs); len(e.EKs) > 1 {
+		_, err = w.Enrol(t.Context(), h.spki, e)
+		refused(t, err, proof.Forbidden, "name")
+	}
+	w.mustAttest(h)
+}
+
+// TestClassOfProvenEK: the root of the EK that is proven says what the TPM is, whatever else is shown.
+func TestClassOfProvenEK(t *testing.T) {
+	w, maker := newWorld(t), newAuthority(t, "maker of chips")
+	w.cfg.Roots = tpm.Roots{Software: []*x509.Certificate{softCA(t).cert}, Hardware: []*x509.Certificate{maker.cert}}
+	soft, hard := newSoft(t), newSoft(t)
+	hard.eks[0].Certificate = maker.ekCertificate(t, must[*ecdsa.PublicKey](t)(ecdsa.ParseUncompressedPublicKey(elliptic.P256(), hard.ek.PublicKey().Bytes())))
+	for class, pair := range map[tpm.Class][2]*softTPM{tpm.Software: {soft, hard}, tpm.Hardware: {hard, soft}} {
+		h := &host{pair[0], "of-" + string(class), proof.Hash(proof.LabelEnrol, []byte(class))}
+		e := w.begin(h)
+		e.EKs = []EK{pair[0].eks[0], pair[1].eks[0]}
+		c := must[*Credential](t)(w.Enrol(t.Context(), h.spki, e))
+		must[State](t)(w.Activate(t.Context(), h.spki, c.ID, h.activate(t, c.Blob, c.Encrypted)))
+		if got := w.hostByName(h.name).Class; got != class {
+			t.Errorf("%s is taken for %s", class, got)
+		}
+	}
+}
+
+// TestOlderHost: a record of an older version keeps its proven EK, stays approved when the host enrols again, and gives up
+// the EKs that it only listed.
+func TestOlderHost(t *testing.T) {
+	w, h, other := newWorld(t), newHost(t, 1), newHost(t, 2)
+	w.good(h)
+	theirs := must[*tpm.EK](t)(tpm.ParseEK(other.listed()[0].Public)).Digest()
+	old := *w.hostByName(h.name)
+	own := old.EK
+	old.EK, old.EKs = proof.Digest{}, []proof.Digest{own, theirs}
+	check(t, w.store.Apply(t.Context(), store.Write{Kind: kindHost, Name: h.name, Rev: old.rev, Body: encode(old),
+		Claims: append(old.claims(), "ek:"+own.String(), "ek:"+proof.Digest(theirs).String())}))
+	check(t, w.flush(t.Context()))
+	rev := must[store.Doc](t)(w.store.Get(t.Context(), kindHost, h.name)).Rev
+	for range 2 { // the second start finds nothing to do
+		w.open()
+		if got := must[*Host](t)(w.Host(h.name)); got.EK != own || got.EKs != nil || got.State != Approved || got.rev != rev+1 {
+			t.Fatalf("%+v", got)
+		}
+	}
+	w.enrol(h)
+	if s := w.hostByName(h.name).State; s != Approved {
+		t.Fatalf("after enrolling again: %s", s)
+	}
+	w.enrol(other)
 	w.mustAttest(h)
 }
 

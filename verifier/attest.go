@@ -148,7 +148,7 @@ func hostName(h *Host) string {
 // report is the complete one, for operators.
 func (v *Verifier) report(f *Facts, a Appraisal) *proof.Report {
 	h := f.Host
-	r := &proof.Report{Host: h.Name, AK: h.AKName, EKs: h.EKs, Class: h.Class, Status: proof.Affirming, Time: v.now().Unix(),
+	r := &proof.Report{Host: h.Name, AK: h.AKName, EK: h.EK, Class: h.Class, Status: proof.Affirming, Time: v.now().Unix(),
 		PCRs: f.Evidence.PCRs, Checks: a.Results, Refusal: a.Refusal, NextCheck: v.now().Add(v.cfg.Epoch).Unix()}
 	if a.Refusal != nil {
 		r.Status = proof.Contraindicated

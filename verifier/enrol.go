@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"slices"
 	"strconv"
 	"time"
 
@@ -19,7 +18,7 @@ import (
 // enrolmentAge is how long a credential waits for its activation.
 const enrolmentAge = 10 * time.Minute
 
-// maxEKs is how many EK certificates a TPM may show: RSA, P-256, P-384 and one to spare.
+// maxEKs is how many EKs a TPM may show: RSA, P-256, P-384 and one to spare.
 const maxEKs = 4
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
@@ -48,7 +47,7 @@ type EK struct{ Certificate, Public []byte }
 type Enrolment struct {
 	Name             string
 	Challenge        []byte
-	EKs              []EK // the credential is made for the first
+	EKs              []EK // the first is proven and counts; what stands behind it is not looked at
 	AK, SRK          []byte
 	SRKCertification tpm.Quote
 }
@@ -75,17 +74,12 @@ func secretDigest(id string, secret []byte) proof.Digest {
 // Enrol checks an identity and answers a credential. Nothing is trusted yet: Activate shows that AK and EK live in one TPM,
 // and an operator approves. If we crash after the store was written, the host enrols again and gets a new credential.
 func (v *Verifier) Enrol(ctx context.Context, spki proof.Digest, req Enrolment) (*Credential, error) {
-	h, refusal := v.identify(spki, req)
+	h, ek, refusal := v.identify(spki, req)
 	if refusal != nil {
 		return nil, refusal
 	}
 	if refusal := v.conflict(h); refusal != nil {
 		return nil, refusal
-	}
-	// The first EK is the one whose private half is about to be proven.
-	ek, err := tpm.ParseEK(req.EKs[0].Public)
-	if err != nil {
-		return nil, badEvidence("eks[0].public", err)
 	}
 	if refusal := v.useChallenge(req.Challenge); refusal != nil {
 		return nil, refusal
@@ -102,49 +96,39 @@ func (v *Verifier) Enrol(ctx context.Context, spki proof.Digest, req Enrolment) 
 	if err := v.store.Apply(ctx, store.Write{Kind: kindEnrolment, Name: id, Rev: store.Any, Body: encode(e)}); err != nil {
 		return nil, internal("cannot keep enrolment", err)
 	}
-	v.log.Info("enrolment begun", "host", strconv.Quote(h.Name), "ek", h.EKs[0].String(), "ak", h.AKName.String(), "class", string(h.Class))
+	v.log.Info("enrolment begun", "host", strconv.Quote(h.Name), "ek", h.EK.String(), "ak", h.AKName.String(), "class", string(h.Class))
 	return &Credential{id, blob, encrypted}, nil
 }
 
-// identify makes a Host out of what was presented, or says which check failed.
-func (v *Verifier) identify(spki proof.Digest, req Enrolment) (*Host, *proof.Refusal) {
+// identify makes a Host out of what was presented, or says which check failed. Of the EKs it takes the first alone, whose
+// private half Activate proves: a certificate is public, and whoever shows another's has not its TPM.
+func (v *Verifier) identify(spki proof.Digest, req Enrolment) (*Host, *tpm.EK, *proof.Refusal) {
 	if r := checkName("name", req.Name); r != nil {
-		return nil, r
+		return nil, nil, r
 	}
 	if len(req.EKs) == 0 || len(req.EKs) > maxEKs {
-		return nil, proof.Refuse(proof.RequestInvalid, "eks has a wrong length", proof.Fact{Name: "eks", Want: "1 to 4", Got: itoa(len(req.EKs))})
+		return nil, nil, proof.Refuse(proof.RequestInvalid, "eks has a wrong length", proof.Fact{Name: "eks", Want: "1 to 4", Got: itoa(len(req.EKs))})
 	}
 	if r := v.checkChallenge(req.Challenge, spki, v.hostBySPKI(spki)); r != nil {
-		return nil, r
+		return nil, nil, r
 	}
-	h := &Host{Name: req.Name, State: Pending, Class: tpm.Hardware, AK: req.AK, SRK: req.SRK, SPKI: spki}
-	for i, e := range req.EKs {
-		field := fmt.Sprintf("eks[%d]", i)
-		ek, err := tpm.ParseEK(e.Public)
-		if err != nil {
-			return nil, badEvidence(field+".public", err)
-		}
-		class, err := ek.CheckCertificate(e.Certificate, v.cfg.Roots, v.cfg.Intermediates...)
-		if err != nil {
-			return nil, badEvidence(field+".certificate", err)
-		}
-		if class != tpm.Hardware { // the weakest root says what the TPM is
-			h.Class = class
-		}
-		d := proof.Digest(ek.Digest())
-		if slices.Contains(h.EKs, d) {
-			return nil, badEvidence(field+".public", errors.New("this EK stands twice"))
-		}
-		h.EKs = append(h.EKs, d)
+	ek, err := tpm.ParseEK(req.EKs[0].Public)
+	if err != nil {
+		return nil, nil, badEvidence("eks[0].public", err)
 	}
+	class, err := ek.CheckCertificate(req.EKs[0].Certificate, v.cfg.Roots, v.cfg.Intermediates...)
+	if err != nil {
+		return nil, nil, badEvidence("eks[0].certificate", err)
+	}
+	h := &Host{Name: req.Name, State: Pending, Class: class, EK: ek.Digest(), AK: req.AK, SRK: req.SRK, SPKI: spki}
 	if err := h.complete(0); err != nil {
-		return nil, badEvidence("", err)
+		return nil, nil, badEvidence("", err)
 	}
 	extra := proof.EnrolExtraData(req.Challenge, spki)
 	if err := h.ak.VerifyCertify(req.SRKCertification, extra, h.srk.Name()); err != nil {
-		return nil, badEvidence("srk_certification", err)
+		return nil, nil, badEvidence("srk_certification", err)
 	}
-	return h, nil
+	return h, ek, nil
 }
 
 // badEvidence names the field and the TPM check that failed.
@@ -172,11 +156,11 @@ func (v *Verifier) conflict(h *Host) *proof.Refusal {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	for _, other := range v.hosts {
-		sameTPM := slices.ContainsFunc(h.EKs, func(d proof.Digest) bool { return slices.Contains(other.EKs, d) })
+		sameTPM := h.EK == other.EK
 		var f proof.Fact
 		switch {
 		case other.Name == h.Name && !sameTPM:
-			f = proof.Fact{Name: "name", Want: "EK " + other.EKs[0].String(), Got: "EK " + h.EKs[0].String()}
+			f = proof.Fact{Name: "name", Want: "EK " + other.EK.String(), Got: "EK " + h.EK.String()}
 		case other.Name != h.Name && sameTPM:
 			f = proof.Fact{Name: "ek", Want: "host " + other.Name, Got: "host " + h.Name}
 		case other.Name != h.Name && other.AKName == h.AKName:
@@ -264,6 +248,6 @@ func (v *Verifier) activate(ctx context.Context, spki proof.Digest, id string, s
 	v.mu.Lock()
 	v.keep(old, &h)
 	v.mu.Unlock()
-	v.log.Info("host enrolled", "host", strconv.Quote(h.Name), "ek", h.EKs[0].String(), "ak", h.AKName.String(), "state", string(h.State), "again", old != nil)
+	v.log.Info("host enrolled", "host", strconv.Quote(h.Name), "ek", h.EK.String(), "ak", h.AKName.String(), "state", string(h.State), "again", old != nil)
 	return h.State, nil
 }

@@ -29,11 +29,12 @@ type Host struct {
 	Name     string         `json:"name"`
 	State    State          `json:"state"`
 	Class    tpm.Class      `json:"class"`
-	EKs      []proof.Digest `json:"eks"`
+	EK       proof.Digest   `json:"ek"` // proven by credential activation: whose it is, is this TPM
 	AK       proof.Bytes    `json:"ak"`
 	SRK      proof.Bytes    `json:"srk"`
 	SPKI     proof.Digest   `json:"spki"`
 	Profiles []string       `json:"profiles,omitempty"` // judged by these; empty: by all
+	EKs      []proof.Digest `json:"eks,omitempty"`      // read only, of older versions: the proven EK, then others that nobody proved
 
 	AKName tpm.Name `json:"-"`
 	ak     *tpm.AK
@@ -43,6 +44,12 @@ type Host struct {
 
 // complete derives what is not stored.
 func (h *Host) complete(rev int64) (err error) {
+	if len(h.EKs) > 0 {
+		h.EK, h.EKs = h.EKs[0], nil
+	}
+	if h.EK == (proof.Digest{}) {
+		return errors.New("ek: there is none")
+	}
 	if h.ak, err = tpm.ParseAK(h.AK); err != nil {
 		return fmt.Errorf("ak: %w", err)
 	}
@@ -53,25 +60,15 @@ func (h *Host) complete(rev int64) (err error) {
 	return nil
 }
 
-// identity names what is enrolled: the EKs and the TLS key.
-func (h *Host) identity() proof.Digest {
-	fields := [][]byte{h.SPKI[:]}
-	for _, d := range h.EKs {
-		fields = append(fields, d[:])
-	}
-	return proof.Hash(proof.LabelIdentity, fields...)
-}
+// identity names what is enrolled: the EK and the TLS key.
+func (h *Host) identity() proof.Digest { return proof.Hash(proof.LabelIdentity, h.SPKI[:], h.EK[:]) }
 
 func (h *Host) sameIdentity(o *Host) bool {
-	return h.AKName == o.AKName && h.SPKI == o.SPKI && slices.Equal(h.EKs, o.EKs) && h.srk.Name() == o.srk.Name() && h.Class == o.Class
+	return h.AKName == o.AKName && h.SPKI == o.SPKI && h.EK == o.EK && h.srk.Name() == o.srk.Name() && h.Class == o.Class
 }
 
 func (h *Host) claims() []string {
-	c := []string{"ak:" + h.AKName.String(), "tls key:" + h.SPKI.String()}
-	for _, d := range h.EKs {
-		c = append(c, "ek:"+d.String())
-	}
-	return c
+	return []string{"ak:" + h.AKName.String(), "tls key:" + h.SPKI.String(), "ek:" + h.EK.String()}
 }
 
 func (v *Verifier) hostBySPKI(spki proof.Digest) *Host {
@@ -165,7 +162,7 @@ func (v *Verifier) changeHost(ctx context.Context, name, by, what string, change
 		v.mu.Lock()
 		v.keep(old, kept)
 		v.mu.Unlock()
-		v.log.Info("host "+what, "host", strconv.Quote(name), "by", strconv.Quote(by), "ek", h.EKs[0].String())
+		v.log.Info("host "+what, "host", strconv.Quote(name), "by", strconv.Quote(by), "ek", h.EK.String())
 		return &h, nil
 	}
 	return nil, internal("cannot change host", store.ErrConflict)

@@ -14,6 +14,7 @@ type ImportRequest struct {
 	Host, Name, Launcher string
 	Profile              string // "": none; made or extended otherwise
 	Apply                bool
+	Confirmed            []proof.PCR // with Apply: the values that a person saw and said yes to
 	By                   string
 }
 
@@ -25,7 +26,7 @@ type Import struct {
 	Profile    *proof.ProfileRef // after applying
 }
 
-// Import compares and, with Apply, stores. The values are those of a quote that passed every check up to the profiles, so
+// Import compares and, with Apply, stores, but only what was confirmed: the host attests on while a person reads. The values are those of a quote that passed every check up to the profiles, so
 // they are this host's own; whether they are good is the operator's to say.
 func (v *Verifier) Import(ctx context.Context, req ImportRequest) (*Import, error) {
 	h, err := v.Host(req.Host)
@@ -51,6 +52,9 @@ func (v *Verifier) Import(ctx context.Context, req ImportRequest) (*Import, erro
 	out := &Import{Values: r.Values, Difference: difference(old, r, sel)}
 	if !req.Apply {
 		return out, nil
+	}
+	if f := confirmed(req.Confirmed, r, sel); f != nil {
+		return nil, f
 	}
 	c := change{refs: map[string]*Reference{r.Name: r}}
 	if req.Profile != "" {
@@ -79,6 +83,26 @@ func (v *Verifier) Import(ctx context.Context, req ImportRequest) (*Import, erro
 		out.Profile = &ref
 	}
 	return out, nil
+}
+
+// confirmed refuses values that are not those that were shown.
+func confirmed(shown []proof.PCR, r *Reference, sel pcr.Selection) *proof.Refusal {
+	values, err := proof.PCRValues(shown)
+	if err != nil || len(shown) == 0 {
+		return proof.Refuse(proof.RequestInvalid, "to apply an import is to name the values that were shown",
+			proof.Fact{Name: "values", Want: "PCRs in ascending order", Got: itoa(len(shown)) + " values"})
+	}
+	if slices.Equal(shown, r.Values) {
+		return nil
+	}
+	f := proof.Refuse(proof.PCRMismatch, "the host has other values than those that were shown; nothing was stored")
+	for _, d := range difference(&Reference{values: values}, r, sel) {
+		f.Facts = append(f.Facts, proof.Fact{Name: "PCR " + itoa(d.PCR), Want: d.Want, Got: d.Got})
+	}
+	if len(f.Facts) == 0 { // what it has was shown, and more
+		f.Facts = append(f.Facts, proof.Fact{Name: "selection", Want: itoa(len(shown)) + " values", Got: sel.String()})
+	}
+	return f
 }
 
 func selected(events []ReferenceEvent, sel pcr.Selection) []ReferenceEvent {

@@ -14,7 +14,7 @@ func releaseFacts(t *testing.T) *ReleaseFacts {
 	t.Helper()
 	now := time.Unix(1_800_000_000, 0)
 	m := newSoft(t)
-	h := &Host{Name: "h", State: Approved, AK: m.akPublic, SRK: m.srk, SPKI: proof.Digest{7}}
+	h := &Host{Name: "h", State: Approved, EK: proof.Digest{1}, AK: m.akPublic, SRK: m.srk, SPKI: proof.Digest{7}}
 	check(t, h.complete(1))
 	ref := proof.ProfileRef{Name: "gold", Digest: proof.Digest{1}}
 	v := &issued{Digest: proof.Digest{5}, V: &proof.Verdict{Host: h.AKName, Confirmation: h.SPKI, Status: proof.Affirming, Profiles: []proof.ProfileRef{ref},

@@ -127,8 +127,15 @@ func (v *Verifier) load(ctx context.Context) error {
 	now := v.now().Unix()
 	return errors.Join(
 		each(ctx, v.store, kindHost, "", func(d store.Doc, h *Host) error {
+			older := len(h.EKs) > 0
 			if err := h.complete(d.Rev); err != nil {
 				return err
+			}
+			if older { // give up the claims to EKs that nobody proved; if we crash here, the next start does it
+				if err := v.store.Apply(ctx, store.Write{Kind: kindHost, Name: d.Name, Rev: d.Rev, Body: encode(h), Claims: h.claims()}); err != nil {
+					return err
+				}
+				h.rev++
 			}
 			v.keep(nil, h)
 			return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -81,6 +82,12 @@ func newHost(t testing.TB, n int) *host {
 	return &host{newMachine(t, n), fmt.Sprint("host-", n), proof.Hash(proof.LabelEnrol, fmt.Append(nil, n))}
 }
 
+// listed are all EKs that the machine has a certificate for.
+func (h *host) listed() []EK {
+	eks, _, _ := h.identity()
+	return slices.Clone(eks)
+}
+
 // begin makes an honest enrolment request.
 func (w *world) begin(h *host) Enrolment {
 	w.t.Helper()
@@ -131,7 +138,10 @@ func (w *world) good(h *host) *Attestation {
 	w.enrol(h)
 	w.approve(h)
 	must[*Attestation](w.t)(w.attest(h))
-	must[*Import](w.t)(w.Import(w.t.Context(), ImportRequest{Host: h.name, Name: "gold-" + h.name, Launcher: TbootLegacy, Profile: "gold", Apply: true, By: "operator"}))
+	req := ImportRequest{Host: h.name, Name: "gold-" + h.name, Launcher: TbootLegacy, Profile: "gold", By: "operator"}
+	req.Confirmed = must[*Import](w.t)(w.Import(w.t.Context(), req)).Values
+	req.Apply = true
+	must[*Import](w.t)(w.Import(w.t.Context(), req))
 	return w.mustAttest(h)
 }
 

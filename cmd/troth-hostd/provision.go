@@ -38,14 +38,9 @@ func (a *app) provision(ctx context.Context) (err error) {
 		return err
 	}
 	return a.print(p, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "host      %s\nstate     %s\nak        %s\ntls key   %s\n", p.Name, p.State, p.AK, p.SPKI)
-		for _, ek := range p.EKs {
-			if err == nil {
-				_, err = fmt.Fprintf(w, "ek        %s\n", ek)
-			}
-		}
+		_, err := fmt.Fprintf(w, "host      %s\nstate     %s\nak        %s\ntls key   %s\nek        %s\n", p.Name, p.State, p.AK, p.SPKI, p.EK)
 		if err == nil && p.State == "pending" {
-			_, err = fmt.Fprintf(w, "\nAn operator compares the EK digests with those of the machine, and then approves it:\n  troth host approve %s\n", p.Name)
+			_, err = fmt.Fprintf(w, "\nAn operator approves the machine by its EK digest:\n  troth host approve %s --ek %s\n", p.Name, p.EK)
 		}
 		return err
 	})

@@ -126,7 +126,7 @@ type object map[string]any
 func testHost(standing string) object {
 	return object{
 		"name": "host1", "state": "approved", "standing": standing, "class": "hardware", "ak_name": "000b11", "profiles": []string{},
-		"eks": []string{strings.Repeat("ab", 32)}, "met": []object{{"name": "gold", "digest": strings.Repeat("11", 32)}},
+		"ek": strings.Repeat("ab", 32), "met": []object{{"name": "gold", "digest": strings.Repeat("11", 32)}},
 	}
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -80,9 +79,7 @@ func (p *printer) host(h *api.Host) {
 	p.field("standing", h.Standing)
 	p.field("tpm", h.Class)
 	p.field("ak name", h.AkName)
-	for _, e := range h.Eks {
-		p.field("ek digest", e)
-	}
+	p.field("ek digest", h.Ek)
 	if h.Spki != nil {
 		p.field("tls key", h.Spki)
 	}
@@ -178,13 +175,9 @@ func (a *app) sameEK(ctx context.Context, name, text string) error {
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(h.Eks, want) {
-		var got []string
-		for _, e := range h.Eks {
-			got = append(got, e.String())
-		}
+	if h.Ek != want {
 		return proof.Refuse(proof.HostNotApproved, "the host of this name has another EK",
-			proof.Fact{Name: "ek digest", Want: want.String(), Got: strings.Join(got, ", ")})
+			proof.Fact{Name: "ek digest", Want: want.String(), Got: h.Ek.String()})
 	}
 	return nil
 }

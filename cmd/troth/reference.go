@@ -135,7 +135,8 @@ func (a *app) referenceImport() *cobra.Command {
 		Use:   "import HOST --name N --launcher L",
 		Short: "Take a golden host's present values as reference values, after showing the difference",
 		Long: `Take the values that HOST attested last as the set of reference values N. The difference to what
-the set says now is shown first, and nothing changes until you say yes (or --yes). With --profile
+the set says now is shown first, and nothing changes until you say yes (or --yes). If the host
+attests other values meanwhile, nothing changes either. With --profile
 the profile is made, or extended by this set, too.`,
 		Example: "  troth reference import host1 --name gold-2026-11 --launcher tboot-legacy\n  troth reference import host1 --name gold-2026-11 --launcher tboot-legacy --profile gold --yes",
 		Args:    cobra.ExactArgs(1),
@@ -174,14 +175,10 @@ func (a *app) importReference(ctx context.Context, r api.ImportRequest, yes bool
 			return nof("nothing was changed")
 		}
 	}
-	r.Apply = true
+	r.Apply, r.Values = true, seen.Values // the host may attest something else while the person is reading
 	done, err := asking[api.Import](ctx, p, send)
 	if err != nil {
 		return err
-	}
-	// The host may have attested something else while the person was reading.
-	if !sameValues(seen.Values, done.Values) {
-		return undecidedf("the values of %s changed between the question and the import; look at the set %s before using it", r.Host, r.Name)
 	}
 	return a.answer(done, func(p *printer) {
 		p.field("name", r.Name)
@@ -192,18 +189,6 @@ func (a *app) importReference(ctx context.Context, r api.ImportRequest, yes bool
 			p.field("profile", done.Profile.Name+"@"+done.Profile.Digest.String())
 		}
 	})
-}
-
-func sameValues(x, y []api.PCR) bool {
-	if len(x) != len(y) {
-		return false
-	}
-	for i := range x {
-		if x[i] != y[i] {
-			return false
-		}
-	}
-	return true
 }
 
 func (p *printer) difference(all []api.Difference) {

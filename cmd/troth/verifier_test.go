@@ -11,14 +11,17 @@ import (
 	"io"
 	"log"
 	"math/big"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"troth/proof"
+	"troth/verifier/api"
 )
 
 func TestHost(t *testing.T) {
@@ -115,15 +118,45 @@ func TestReferenceImport(t *testing.T) {
 			t.Errorf("typed %q: asked %s", typed, f.last())
 		}
 	}
-	wet := strings.Replace(dry, "false", "true", 1)
+	// What was shown is what is confirmed, asked or not.
+	wet := strings.TrimSuffix(strings.Replace(dry, "false", "true", 1), "}") + `,"values":[{"index":18,"value":"` + strings.Repeat("bb", 32) + `"}]}`
 	troth(t, "y\n", args...).want(t, exitYes, strings.Repeat("bb", 32))
 	if f.last() != wet {
 		t.Errorf("asked %s", f.last())
 	}
 	o := troth(t, "", append(args, "--yes", "-o", "json")...)
 	o.want(t, exitYes)
-	if err := oneJSON([]byte(o.stdout)); err != nil || strings.Contains(o.stderr, "[y/N]") {
-		t.Errorf("%v: %s", err, o.stderr)
+	if err := oneJSON([]byte(o.stdout)); err != nil || strings.Contains(o.stderr, "[y/N]") || f.last() != wet {
+		t.Errorf("%v: %s: asked %s", err, o.stderr, f.last())
+	}
+}
+
+// TestReferenceImportChanges: the host attests other values after they were shown, and nothing is stored.
+func TestReferenceImportChanges(t *testing.T) {
+	f, flags := fakeVerifier(t)
+	var has byte
+	var stored []api.PCR
+	f.answers = map[string]func(*http.Request, []byte) (int, any){"POST /v1/references/import": func(_ *http.Request, body []byte) (int, any) {
+		var in api.ImportRequest
+		if err := json.Unmarshal(body, &in); err != nil {
+			t.Error(err)
+		}
+		values := []api.PCR{{Index: 18, Value: proof.Digest{has}}}
+		has++ // the next attestation
+		if in.Apply && !slices.Equal(in.Values, values) {
+			return 403, problem(proof.PCRMismatch, "the host has other values", proof.Fact{Name: "PCR 18", Want: "aa", Got: "bb"})
+		}
+		if in.Apply {
+			stored = values
+		}
+		return 200, object{"difference": []object{}, "applied": in.Apply, "values": values}
+	}}
+	args := append(flags, "reference", "import", "host1", "--name", "g1", "--profile", "gold")
+	for _, more := range [][]string{nil, {"--yes"}} {
+		troth(t, "y\n", append(slices.Clone(args), more...)...).want(t, exitNo, "pcr-mismatch", "PCR 18", "want aa", "got bb")
+		if stored != nil || f.count() != int(has) || has%2 != 0 {
+			t.Fatalf("stored %v after %d questions", stored, f.count())
+		}
 	}
 }
 

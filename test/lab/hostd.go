@@ -125,10 +125,15 @@ type Import struct {
 }
 
 // Import takes what the host attested last as reference values of that name, in the profile of the same name. Without
-// apply it only tells the difference.
+// apply it only tells the difference; with it, the values that were told are confirmed.
 func (h *Host) Import(ctx context.Context, name string, apply bool) (*Import, error) {
-	in := map[string]any{"host": h.Name, "name": name, "launcher": string(h.Script().Launcher), "profile": name, "apply": apply}
+	in := map[string]any{"host": h.Name, "name": name, "launcher": string(h.Script().Launcher), "profile": name, "apply": false}
 	var out Import
+	err := h.lab.operate(ctx, "POST", "/v1/references/import", in, &out)
+	if err != nil || !apply {
+		return &out, err
+	}
+	in["apply"], in["values"] = true, out.Values
 	return &out, h.lab.operate(ctx, "POST", "/v1/references/import", in, &out)
 }
 

@@ -167,8 +167,10 @@ type Host struct {
 	AkName string `json:"ak_name"`
 
 	// Class hardware or software
-	Class        string       `json:"class"`
-	Eks          []Digest     `json:"eks"`
+	Class string `json:"class"`
+
+	// Ek Digest of the EK that the TPM proved to have by credential activation; its certificate's root says the class.
+	Ek           proof.Digest `json:"ek"`
 	Expires      int64        `json:"expires,omitempty"`
 	LastAttested int64        `json:"last_attested,omitempty"`
 	Met          []ProfileRef `json:"met,omitempty"`
@@ -208,6 +210,9 @@ type ImportRequest struct {
 
 	// Profile Also make or extend this profile.
 	Profile string `json:"profile,omitempty"`
+
+	// Values What was confirmed; needed with apply.
+	Values []PCR `json:"values,omitempty"`
 }
 
 // Keys defines model for Keys.
@@ -482,7 +487,8 @@ type ClientInterface interface {
 	// CreateEnrolmentWithBody Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes any type of body and a specified content type.
 	//
@@ -492,7 +498,8 @@ type ClientInterface interface {
 	// CreateEnrolment Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -602,12 +609,18 @@ type ClientInterface interface {
 
 	// ImportReferenceWithBody Take a host's last attested state as reference values; without apply only tell the difference.
 	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/references/import (the `ImportReference` operationId).
 	ImportReferenceWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ImportReference Take a host's last attested state as reference values; without apply only tell the difference.
+	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -775,7 +788,8 @@ func (c *Client) GetChallenge(ctx context.Context, reqEditors ...RequestEditorFn
 // CreateEnrolmentWithBody Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes any type of body and a specified content type.
 //
@@ -795,7 +809,8 @@ func (c *Client) CreateEnrolmentWithBody(ctx context.Context, contentType string
 // CreateEnrolment Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -1085,6 +1100,9 @@ func (c *Client) PutReference(ctx context.Context, body PutReferenceJSONRequestB
 
 // ImportReferenceWithBody Take a host's last attested state as reference values; without apply only tell the difference.
 //
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+//
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/references/import (the `ImportReference` operationId).
@@ -1101,6 +1119,9 @@ func (c *Client) ImportReferenceWithBody(ctx context.Context, contentType string
 }
 
 // ImportReference Take a host's last attested state as reference values; without apply only tell the difference.
+//
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2161,7 +2182,8 @@ type ClientWithResponsesInterface interface {
 	// CreateEnrolmentWithBodyWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2171,7 +2193,8 @@ type ClientWithResponsesInterface interface {
 	// CreateEnrolmentWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 	//
 	// srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-	// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+	// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+	// looked at. Calling again with the same identity is harmless.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -2299,12 +2322,18 @@ type ClientWithResponsesInterface interface {
 
 	// ImportReferenceWithBodyWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
 	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/references/import (the `ImportReference` operationId).
 	ImportReferenceWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportReferenceResponse, error)
 
 	// ImportReferenceWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
+	//
+	// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+	// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3633,7 +3662,8 @@ func (c *ClientWithResponses) GetChallengeWithResponse(ctx context.Context, reqE
 // CreateEnrolmentWithBodyWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -3649,7 +3679,8 @@ func (c *ClientWithResponses) CreateEnrolmentWithBodyWithResponse(ctx context.Co
 // CreateEnrolmentWithResponse Present the TPM's identity; the answer is a credential that only this TPM can open.
 //
 // srk_certification is TPM2_Certify of the SRK by the AK with qualifyingData = EnrolExtraData(challenge, H(SPKI of the
-// TLS client key)). The credential is made for the first entry of eks. Calling again with the same identity is harmless.
+// TLS client key)). The credential is made for the first entry of eks, and that EK alone counts: the others are not
+// looked at. Calling again with the same identity is harmless.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -3885,6 +3916,9 @@ func (c *ClientWithResponses) PutReferenceWithResponse(ctx context.Context, body
 
 // ImportReferenceWithBodyWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
 //
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/references/import (the `ImportReference` operationId).
@@ -3897,6 +3931,9 @@ func (c *ClientWithResponses) ImportReferenceWithBodyWithResponse(ctx context.Co
 }
 
 // ImportReferenceWithResponse Take a host's last attested state as reference values; without apply only tell the difference.
+//
+// With apply the request names the values that an operator saw and confirmed, as the answer without apply told them. If the
+// host has attested other values since, the answer is pcr-mismatch and nothing is stored.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //

@@ -10,7 +10,7 @@ import (
 )
 
 func hostOf(v *verifier.View) api.Host {
-	h := api.Host{Name: v.Name, State: string(v.State), Standing: v.Standing, Class: string(v.Class), AkName: v.AKName.String(), Eks: v.EKs,
+	h := api.Host{Name: v.Name, State: string(v.State), Standing: v.Standing, Class: string(v.Class), AkName: v.AKName.String(), Ek: v.EK,
 		Spki: &v.SPKI, Profiles: v.Profiles, Met: v.Met, LastAttested: v.LastAttested, Expires: v.Expires}
 	if h.Profiles == nil {
 		h.Profiles = []string{}
@@ -192,7 +192,8 @@ func (s *server) ImportReference(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
-	i, err := s.v.Import(r.Context(), verifier.ImportRequest{Host: req.Host, Name: req.Name, Launcher: req.Launcher, Profile: req.Profile, Apply: req.Apply, By: callerOf(r).name})
+	i, err := s.v.Import(r.Context(), verifier.ImportRequest{Host: req.Host, Name: req.Name, Launcher: req.Launcher, Profile: req.Profile, Apply: req.Apply,
+		Confirmed: req.Values, By: callerOf(r).name})
 	if err != nil {
 		s.refuse(w, r, err)
 		return
