@@ -50,10 +50,11 @@ var told = map[string]string{
 	launcher.WroteForgotten: audit.Forgotten,
 }
 
-// Audited notes that somebody asked for a change through the API, or was forbidden to.
-func (d *Daemon) Audited(caller, route, uuid string, forbidden bool) {
+// Audited notes that somebody asked for a change through the API, or was forbidden to. few is the kind of those who could ask as often as they like, and
+// empty for engines and operators. It says whether there is a line of its own for it.
+func (d *Daemon) Audited(caller, few, route, uuid string, forbidden bool) bool {
 	if d.Audit == nil {
-		return // a server without a daemon at work, in tests
+		return true // a server without a daemon at work, in tests
 	}
 	r := audit.Record{What: audit.Asked, Actor: cut(caller), Route: route}
 	if id, err := domain.ParseUUID(uuid); err == nil {
@@ -62,7 +63,11 @@ func (d *Daemon) Audited(caller, route, uuid string, forbidden bool) {
 	if forbidden {
 		r.What, r.Code = audit.Forbidden, string(proof.Forbidden)
 	}
+	if few != "" {
+		return d.Audit.NoteFew(few, r)
+	}
 	d.Audit.Note(r)
+	return true
 }
 
 // heard notes a hook that was refused.

@@ -46,8 +46,8 @@ func TestAudited(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d.Audited("uid:0", "POST /v1/launches", "", false)
-	d.Audited("tls:ab", "DELETE /v1/domains/{uuid}", "6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11", true)
+	d.Audited("uid:0", "", "POST /v1/launches", "", false)
+	d.Audited("tls:ab", audit.Callers, "DELETE /v1/domains/{uuid}", "6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11", true)
 	d.heard(ask.Question{Op: ask.OpStart, SubOp: ask.SubBegin}, ask.Deny(ask.GrantMissing))
 	d.heard(ask.Question{Op: ask.OpStopped}, ask.Allow())
 	done := make(chan struct{})

@@ -39,6 +39,19 @@ const (
 	Hook      = "hook"      // a start by another client was refused
 )
 
+// Kinds of records that somebody can cause as often as he likes. Each has little room, and none of another's: see NoteFew.
+const (
+	Strangers = "strangers" // calls by somebody without a certificate, or by a user of the host that the configuration does not name
+	Callers   = "callers"   // calls with a certificate of another role
+	Tenants   = "tenants"   // calls that a tenant may make
+)
+
+// Of each kind so many records are written at once, and then one in that time: in a year they fill one of the files that are kept.
+const (
+	fewAtOnce = 100
+	fewEvery  = 10 * time.Minute
+)
+
 const (
 	// MaxFile is when a file is put aside, and Kept how many of them there are.
 	MaxFile = 16 << 20
@@ -87,13 +100,22 @@ type Log struct {
 	syncMu sync.Mutex
 	synced uint64
 
+	fewMu sync.Mutex
+	few   map[string]*few
+
 	waiting chan Record
+}
+
+// few is what one kind of records had of its room.
+type few struct {
+	used int
+	left Record // what its records say alike, and how many were only counted
 }
 
 // Open opens the log at path and says in it that it did. What a crash has torn is cut off, and that is said too. A log that was damaged is put
 // aside as it is: it is evidence, and no reason for a host to stand still.
 func Open(files journal.FS, path string, now func() time.Time, log *slog.Logger) (*Log, error) {
-	l := &Log{fs: files, path: path, now: now, log: log, limit: MaxFile, next: 1, waiting: make(chan Record, maxWait), failed: make(chan struct{})}
+	l := &Log{fs: files, path: path, now: now, log: log, limit: MaxFile, next: 1, few: map[string]*few{}, waiting: make(chan Record, maxWait), failed: make(chan struct{})}
 	say, err := l.open()
 	if err != nil {
 		return nil, err
@@ -211,18 +233,62 @@ func (l *Log) Note(r Record) {
 	}
 }
 
+// NoteFew is Note for records that somebody can cause as often as he likes: so that they push out no grant, and take no room in the queue from others, what
+// comes too often is counted, and the count is written. It says whether this one is noted.
+func (l *Log) NoteFew(kind string, r Record) bool {
+	l.fewMu.Lock()
+	defer l.fewMu.Unlock()
+	f := l.few[kind]
+	if f == nil {
+		f = &few{}
+		l.few[kind] = f
+	}
+	if f.used >= fewAtOnce {
+		f.left = Record{What: r.What, Code: r.Code, Actor: kind, Count: f.left.Count + 1}
+		return false
+	}
+	f.used++
+	l.Note(r)
+	return true
+}
+
+// tally writes the counts that NoteFew kept. A kind that kept to its room since the last time has one record more of it.
+func (l *Log) tally() {
+	l.fewMu.Lock()
+	var counts []Record
+	for _, f := range l.few {
+		switch {
+		case f.left.Count > 0:
+			counts = append(counts, f.left)
+			f.left = Record{}
+		case f.used > 0:
+			f.used--
+		}
+	}
+	l.fewMu.Unlock()
+	for _, r := range counts {
+		l.log.Warn("not noted one by one", "what", r.What, "of", r.Actor, "count", r.Count)
+		l.group(r)
+	}
+}
+
 // Run writes what Note took, as many records as wait under one sync, until done is closed and nothing waits.
 func (l *Log) Run(done <-chan struct{}) {
+	tally := time.NewTicker(fewEvery)
+	defer tally.Stop()
 	for {
 		select {
 		case r := <-l.waiting:
 			l.group(r)
+		case <-tally.C:
+			l.tally()
 		case <-done:
 			for {
 				select {
 				case r := <-l.waiting:
 					l.group(r)
 				default:
+					l.tally()
 					return
 				}
 			}

@@ -6,16 +6,22 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"troth/hostd"
 	"troth/hostd/api"
+	"troth/hostd/audit"
+	"troth/hostd/journal"
 	"troth/proof"
 )
 
@@ -254,4 +260,58 @@ func TestAttack(t *testing.T) {
 		}
 		wg.Wait()
 	})
+}
+
+// TestForbiddenCallsWashNothingAway: whoever may not call, or may and changes nothing, leaves a bounded number of lines, and none of the room of another kind.
+func TestForbiddenCallsWashNothingAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := audit.Open(journal.OS{}, path, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(&hostd.Daemon{Audit: l, Clock: hostd.NewClock()}, slog.New(slog.DiscardHandler), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPKI(t)
+	const flood = 5000
+	for _, c := range map[string]struct{ ou, method, path string }{
+		"stranger":        {"", "GET", "/v1/domains"},
+		"no role":         {"host", "DELETE", "/v1/domains/6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11"},
+		"tenant may":      {Tenant, "POST", "/v1/domains/6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11/challenge"},
+		"user of the API": {Operator, "POST", "/v1/domains/x/stop"},
+	} {
+		r := httptest.NewRequest(c.method, c.path, nil)
+		if c.ou != "" {
+			leaf, err := x509.ParseCertificate(p.client(c.ou).Certificate[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{leaf}}}
+		}
+		calls := flood
+		if c.ou == Operator {
+			calls = 300 // all of them have a line
+		}
+		for range calls {
+			s.ServeHTTP(httptest.NewRecorder(), r)
+		}
+	}
+	done := make(chan struct{})
+	close(done)
+	l.Run(done)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := string(b)
+	if n := strings.Count(log, "\n"); n > 1+3*101+300 {
+		t.Errorf("%d lines", n)
+	}
+	for want, n := range map[string]int{`"POST /v1/domains/{uuid}/stop"`: 300, `"actor":"nobody"`: 100, `"forbidden","actor":"strangers","code":"forbidden","count":4900`: 1,
+		`"forbidden","actor":"callers","code":"forbidden","count":4900`: 1, `"asked","actor":"tenants","count":4900`: 1} {
+		if got := strings.Count(log, want); got != n {
+			t.Errorf("%d times %s, want %d", got, want, n)
+		}
+	}
 }

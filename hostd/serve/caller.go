@@ -17,6 +17,7 @@ import (
 type Caller struct {
 	ID    string
 	Roles []string
+	named bool // by the client CA, or by the configuration
 }
 
 // May says whether the caller has one of the roles.
@@ -41,7 +42,7 @@ func callerOf(r *http.Request) Caller {
 	}
 	leaf := r.TLS.VerifiedChains[0][0]
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	c := Caller{ID: "tls:" + hex.EncodeToString(spki[:])}
+	c := Caller{ID: "tls:" + hex.EncodeToString(spki[:]), named: true}
 	// One role a certificate: two would make a leaked key of the weaker one the stronger one's.
 	if len(leaf.Subject.OrganizationalUnit) == 1 {
 		c.Roles = leaf.Subject.OrganizationalUnit
@@ -58,7 +59,7 @@ func peerContext(uids []int) func(context.Context, net.Conn) context.Context {
 		}
 		c := Caller{ID: fmt.Sprintf("uid:%d", uid)}
 		if uid == 0 || slices.Contains(uids, int(uid)) {
-			c.Roles = []string{Engine, Operator}
+			c.Roles, c.named = []string{Engine, Operator}, true
 		}
 		return context.WithValue(ctx, callerKey{}, c)
 	}
