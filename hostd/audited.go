@@ -42,10 +42,12 @@ func (a audited) Append(e *launcher.Entry) error {
 	return nil
 }
 
-// told is what the audit log calls an entry of the journal; the others are on the way to one of these.
+// told is what the audit log calls an entry of the journal; the others are on the way to one of these, but for strays, of which the journal has some only (strayed).
 var told = map[string]string{
 	launcher.WroteRunning:   audit.Proved,
 	launcher.WroteRefused:   audit.Refused,
+	launcher.WroteBroken:    audit.Broken,
+	launcher.WroteSaved:     audit.Saved,
 	launcher.WroteStopped:   audit.Stopped,
 	launcher.WroteForgotten: audit.Forgotten,
 }
@@ -76,6 +78,11 @@ func (d *Daemon) heard(q ask.Question, a ask.Answer) {
 		d.Audit.Note(audit.Record{What: audit.Hook, Actor: "libvirt", UUID: domain.UUID(q.UUID).String(), Code: a.Code.String(), Route: q.Op.String() + " " + q.SubOp.String()})
 	}
 	poke(d.kick)
+}
+
+// strayed notes a stray and what was done with it. uuid is empty where only a volume tells whose it is.
+func (d *Daemon) strayed(kind, uuid, done string) {
+	d.Audit.NoteFew(kind, audit.Record{What: audit.Stray, Actor: "hostd", Code: string(proof.GrantMissing), UUID: uuid, Route: done})
 }
 
 // unread notes a launch that was refused before the journal could name its domain.

@@ -1,5 +1,5 @@
-// Package audit keeps the host's audit log: one line for every request that changes something, every grant, refusal and refused hook, and every end of a
-// guest, each line with the hash of the line before it.
+// Package audit keeps the host's audit log: one line for every request that changes something, every grant, refusal and refused hook, every stray,
+// broken proof and end of a guest, each line with the hash of the line before it.
 //
 // It promises that a line whose Append returned nil is on the disk, that lines which Note took come after it in order, and that Verify finds any
 // line that was changed, left out, doubled or moved, but for the newest ones: whoever cuts the end off must be found by a head that was kept
@@ -34,6 +34,9 @@ const (
 	Granted   = "granted"   // libvirt may hear of the domain
 	Proved    = "proved"    // the guest runs, and there is a proof
 	Refused   = "refused"   // a launch ended without a guest
+	Broken    = "broken"    // a guest that runs is not what was proved any more
+	Stray     = "stray"     // a guest was found that has no grant, and what was done with it stands as the route
+	Saved     = "saved"     // a guest ended, and its memory is in a file
 	Stopped   = "stopped"   // a guest ended
 	Forgotten = "forgotten" // a domain is not registered any more
 	Hook      = "hook"      // a start by another client was refused
@@ -44,6 +47,8 @@ const (
 	Strangers = "strangers" // calls by somebody without a certificate, or by a user of the host that the configuration does not name
 	Callers   = "callers"   // calls with a certificate of another role
 	Tenants   = "tenants"   // calls that a tenant may make
+	Domains   = "domains"   // strays in libvirt
+	Processes = "processes" // strays that libvirt does not know: any user of the host can have as many as he likes
 )
 
 // Of each kind so many records are written at once, and then one in that time: in a year they fill one of the files that are kept.
