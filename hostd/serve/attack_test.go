@@ -113,6 +113,24 @@ func TestAttack(t *testing.T) {
 			}
 		}
 	})
+	t.Run("N-ROUTES/expires", func(t *testing.T) {
+		// A certificate's time is over while its connection is kept busy.
+		c := r.client(r.pki.client(Operator))
+		defer r.daemon.Clock.Dated(time.Now().Unix())
+		for _, step := range []struct {
+			ahead  time.Duration
+			status int
+		}{{0, 200}, {2 * time.Hour, 403}, {0, 200}, {-2 * time.Hour, 403}} {
+			r.daemon.Clock.Dated(time.Now().Add(step.ahead).Unix())
+			resp, b := r.must(c, "GET", r.url("/v1/status"), "")
+			if resp.StatusCode != step.status || step.status == 403 && !strings.Contains(string(b), "not valid now") {
+				t.Errorf("%v ahead: %d %s", step.ahead, resp.StatusCode, b)
+			}
+			if resp, _ := r.must(c, "GET", r.url("/healthz"), ""); resp.StatusCode != 200 {
+				t.Errorf("%v ahead, what anybody may call: %d", step.ahead, resp.StatusCode)
+			}
+		}
+	})
 	t.Run("N-RESUME", func(t *testing.T) {
 		cache := tls.NewLRUClientSessionCache(8)
 		for n := range 3 {

@@ -77,7 +77,7 @@ func (h handlers) CreateLaunch(w http.ResponseWriter, r *http.Request, params ap
 
 func (h handlers) submit(w http.ResponseWriter, r *http.Request, idempotency string, body []byte, req launcher.Request) {
 	sum := sha256.Sum256(append([]byte(r.URL.Path+"\n"), body...))
-	req.ID, req.Asked = hostd.LaunchID(callerOf(r).ID, idempotency), hex.EncodeToString(sum[:])
+	req.ID, req.Asked = hostd.LaunchID(callerOf(r, h.Daemon.Time).ID, idempotency), hex.EncodeToString(sum[:])
 	launch, refusal := h.Daemon.Launches.Submit(req)
 	if refusal != nil {
 		h.refuse(w, refusal)

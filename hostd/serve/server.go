@@ -7,6 +7,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -87,7 +88,7 @@ func (s *Server) Routes() map[string][]string { return s.roles }
 
 // ServeHTTP decides who may call, bounds the request, and keeps panics in.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	caller := callerOf(r)
+	caller := callerOf(r, s.Daemon.Time)
 	defer func() {
 		if p := recover(); p != nil {
 			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
@@ -116,7 +117,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if s.audit(caller, pattern, r, true) {
 			s.Log.Warn("forbidden", "route", pattern, "caller", caller.ID, "roles", caller.Roles)
 		}
-		s.refuse(w, proof.Refuse(proof.Forbidden, "this call needs another role",
+		s.refuse(w, proof.Refuse(proof.Forbidden, cmp.Or(caller.why, "this call needs another role"),
 			proof.Fact{Name: "role", Want: fmt.Sprint(roles), Got: fmt.Sprint(caller.Roles)}))
 		return
 	}
