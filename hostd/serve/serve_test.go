@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -341,6 +342,10 @@ func TestStatusSaysWhatToMend(t *testing.T) {
 	}
 	if fmt.Sprint(names) != "[tpm dynamic-launch verifier verdict libvirt hook registry strays workers]" || s.Conditions[0].Code == nil || *s.Conditions[0].Code != string(proof.TPMUnavailable) || s.State != hostd.Unknown {
 		t.Errorf("%+v", s)
+	}
+	last := len(names) - 1
+	if said := strings.Join(names[:last], ", ") + " or " + names[last]; !strings.Contains(string(api.Spec), `"`+said+`"`) {
+		t.Errorf("the OpenAPI file does not name the conditions as %q", said)
 	}
 	resp, b := r.must(r.client(), "GET", r.url("/readyz"), "")
 	if p := r.problem(resp, b, 503, proof.TPMUnavailable); p.Facts != nil {
