@@ -229,7 +229,7 @@ func (d *Doctor) hookSocket() Finding {
 }
 
 // mendVerifier is the remedy of what only a verifier that answers can show.
-const mendVerifier = "Mend the line verifier first. Where that speaks of a certificate that is not valid now, compare `date -u` with a clock that is right."
+const mendVerifier = "Mend the line verifier first. Where that speaks of a certificate that is not valid now, compare `date -u` with a clock that is right. Where it is in order, see what stands between host and verifier: the Date of an answer is missing."
 
 // verifier asks for readiness and for a challenge, and compares the clocks by the Date of what is answered.
 func (d *Doctor) verifier(ctx context.Context) []Finding {
