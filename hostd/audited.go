@@ -42,18 +42,21 @@ func (a audited) Append(e *launcher.Entry) error {
 	return nil
 }
 
-// told is what the audit log calls an entry of the journal; the others are on the way to one of these.
+// told is what the audit log calls an entry of the journal; the others are on the way to one of these, but for strays, of which the journal has some only (strayed).
 var told = map[string]string{
 	launcher.WroteRunning:   audit.Proved,
 	launcher.WroteRefused:   audit.Refused,
+	launcher.WroteBroken:    audit.Broken,
+	launcher.WroteSaved:     audit.Saved,
 	launcher.WroteStopped:   audit.Stopped,
 	launcher.WroteForgotten: audit.Forgotten,
 }
 
-// Audited notes that somebody asked for a change through the API, or was forbidden to.
-func (d *Daemon) Audited(caller, route, uuid string, forbidden bool) {
+// Audited notes that somebody asked for a change through the API, or was forbidden to. few is the kind of those who could ask as often as they like, and
+// empty for engines and operators. It says whether there is a line of its own for it.
+func (d *Daemon) Audited(caller, few, route, uuid string, forbidden bool) bool {
 	if d.Audit == nil {
-		return // a server without a daemon at work, in tests
+		return true // a server without a daemon at work, in tests
 	}
 	r := audit.Record{What: audit.Asked, Actor: cut(caller), Route: route}
 	if id, err := domain.ParseUUID(uuid); err == nil {
@@ -62,7 +65,11 @@ func (d *Daemon) Audited(caller, route, uuid string, forbidden bool) {
 	if forbidden {
 		r.What, r.Code = audit.Forbidden, string(proof.Forbidden)
 	}
+	if few != "" {
+		return d.Audit.NoteFew(few, r)
+	}
 	d.Audit.Note(r)
+	return true
 }
 
 // heard notes a hook that was refused.
@@ -71,6 +78,11 @@ func (d *Daemon) heard(q ask.Question, a ask.Answer) {
 		d.Audit.Note(audit.Record{What: audit.Hook, Actor: "libvirt", UUID: domain.UUID(q.UUID).String(), Code: a.Code.String(), Route: q.Op.String() + " " + q.SubOp.String()})
 	}
 	poke(d.kick)
+}
+
+// strayed notes a stray and what was done with it. uuid is empty where only a volume tells whose it is.
+func (d *Daemon) strayed(kind, uuid, done string) {
+	d.Audit.NoteFew(kind, audit.Record{What: audit.Stray, Actor: "hostd", Code: string(proof.GrantMissing), UUID: uuid, Route: done})
 }
 
 // unread notes a launch that was refused before the journal could name its domain.

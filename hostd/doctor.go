@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -222,36 +223,67 @@ func (d *Doctor) hookSocket() Finding {
 		return unknown("hook-socket", "Run doctor as root.", "%v", err)
 	}
 	if err := conn.Close(); err != nil {
-		return unknown("hook-socket", "", "%v", err)
+		return unknown("hook-socket", "Run doctor again.", "%v", err)
 	}
 	return good("hook-socket", "%s is served", d.Config.Hook.Socket)
 }
 
-// verifier asks for readiness and for a challenge, and compares the clocks by its certificate's times and its Date.
+// mendVerifier is the remedy of what only a verifier that answers can show.
+const mendVerifier = "Mend the line verifier first. Where that speaks of a certificate that is not valid now, compare `date -u` with a clock that is right. Where it is in order, see what stands between host and verifier: the Date of an answer is missing."
+
+// verifier asks for readiness and for a challenge, and compares the clocks by the Date of what is answered.
 func (d *Doctor) verifier(ctx context.Context) []Finding {
-	remedy := proof.VerifierUnreachable.Info().Remedy
 	id, err := LoadIdentity(d.Config.Verifier.Cert, d.Config.Verifier.Key)
 	if err != nil {
-		return []Finding{bad("verifier", "See verifier.cert and verifier.key in the configuration.", "%v", err), unknown("clock", "", "no verifier to compare with")}
+		return []Finding{bad("verifier", "See verifier.cert and verifier.key in the configuration.", "%v", err), unknown("clock", mendVerifier, "no verifier to compare with")}
 	}
 	v, err := NewVerifiers(d.Config.Verifier, id, d.Now)
 	if err != nil {
-		return []Finding{bad("verifier", "See verifier.ca in the configuration.", "%v", err), unknown("clock", "", "no verifier to compare with")}
+		return []Finding{bad("verifier", "See verifier.ca in the configuration.", "%v", err), unknown("clock", mendVerifier, "no verifier to compare with")}
 	}
-	defer v.Close()
+	defer v.http.CloseIdleConnections() // of the transport, not of what stands before it
+	answers := &dated{RoundTripper: v.http.Transport, now: d.Now}
+	v.http = &http.Client{Transport: answers}
+	said := good("verifier", "%s is ready and gives challenges", strings.Join(d.Config.Verifier.URL, ", "))
 	if err := v.Ready(ctx); err != nil {
-		return []Finding{bad("verifier", remedy, "%v", err), unknown("clock", "", "no verifier to compare with")}
+		said = bad("verifier", proof.VerifierUnreachable.Info().Remedy, "%v", err)
+	} else if _, err := v.Challenge(ctx); err != nil {
+		said = bad("verifier", asRefusal(err).Remedy, "%v", err)
 	}
-	challenge, err := v.Challenge(ctx)
+	return []Finding{said, answers.clock()}
+}
+
+// dated keeps how far the clock of whoever answers is ahead of ours.
+type dated struct {
+	http.RoundTripper
+	now   func() time.Time
+	ahead *time.Duration // of the newest answer that told its time
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *dated) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.RoundTripper.RoundTrip(r)
 	if err != nil {
-		return []Finding{bad("verifier", asRefusal(err).Remedy, "%v", err), unknown("clock", "", "no challenge to compare with")}
+		return nil, err
 	}
-	// A challenge is young: when it expires long ago or far ahead by our clock, the clocks differ. Nothing is decided by that.
-	ahead := time.Unix(challenge.Expires, 0).Sub(d.Now()).Round(time.Second)
-	clock := good("clock", "the verifier's challenge expires in %v by this host's clock", ahead)
-	if ahead < -time.Minute || ahead > time.Hour {
-		clock = bad("clock", "Set the clock: verdicts do not depend on it, certificates before the first verdict do.",
-			"the verifier's challenge expires in %v by this host's clock", ahead)
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		ahead := date.Sub(t.now()).Round(time.Second)
+		t.ahead = &ahead
 	}
-	return []Finding{good("verifier", "%s is ready and gives challenges", strings.Join(d.Config.Verifier.URL, ", ")), clock}
+	return resp, nil
+}
+
+// clockApart is how far the clocks of host and verifier may be apart either way, before somebody should look: a third of a verdict's life. Nothing is decided by
+// the host's clock but the certificates before its first verdict, and replicas of a verifier, whose clocks count, may be 10 s apart.
+const clockApart = time.Minute
+
+func (t *dated) clock() Finding {
+	switch {
+	case t.ahead == nil:
+		return unknown("clock", mendVerifier, "no verifier told its time")
+	case t.ahead.Abs() > clockApart:
+		return bad("clock", "Set whichever clock is wrong: this host's, which certificates are checked against before the first verdict and which dates its logs, or the verifier's, by which tokens and verdicts end.",
+			"the verifier's clock is %v ahead of this host's", *t.ahead)
+	}
+	return good("clock", "the verifier's clock is %v ahead of this host's", *t.ahead)
 }

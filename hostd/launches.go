@@ -111,10 +111,16 @@ func (l *Launches) forget() {
 func (l *Launches) run(n *Launch, req launcher.Request) {
 	defer l.work.Done()
 	defer close(n.done)
+	n.end(l.launch(n, req))
+	l.tell(n.View())
+}
+
+// launch waits for a turn and launches. However it ends, it says how.
+func (l *Launches) launch(n *Launch, req launcher.Request) (out *launcher.Outcome, refusal *proof.Refusal) {
 	defer func() {
 		if p := recover(); p != nil {
 			l.Log.Error("panic in a launch", "launch", req.ID, "panic", p)
-			n.end(nil, proof.Refuse(proof.Internal, "the launch failed in a way that nobody foresaw"))
+			out, refusal = nil, proof.Refuse(proof.Internal, "the launch failed in a way that nobody foresaw")
 		}
 	}()
 	ctx, cancel := context.WithTimeout(l.ctx, l.Timeout)
@@ -123,16 +129,12 @@ func (l *Launches) run(n *Launch, req launcher.Request) {
 	case l.slots <- struct{}{}:
 		defer func() { <-l.slots }()
 	case <-ctx.Done():
-		n.end(nil, proof.Refuse(proof.Internal, "the launch waited for its turn too long"))
-		return
+		return nil, proof.Refuse(proof.Internal, "the launch waited for its turn too long")
 	}
-	do := l.Launcher.Launch
 	if req.Arm {
-		do = l.Launcher.Arm
+		return l.Launcher.Arm(ctx, req, n)
 	}
-	out, refusal := do(ctx, req, n)
-	n.end(out, refusal)
-	l.tell(n.View())
+	return l.Launcher.Launch(ctx, req, n)
 }
 
 // tell says how a launch ended. A start that the hook did not see speaks of the host, not of the launch alone.

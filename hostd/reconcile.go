@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"time"
 
+	"troth/hostd/audit"
 	"troth/hostd/reaper"
 	"troth/launcher"
 	"troth/launcher/domain"
@@ -141,8 +142,12 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 				d.Log.Warn("cannot compare a guest with its grant, it will be tried again", "uuid", known.UUID, "error", err.Error())
 			}
 		case (known.State == launcher.StateRefused || known.State == launcher.StateStopped || known.State == launcher.StateSaved) && runs[known.UUID]:
-			if err := d.Launcher.Stray(ctx, known.UUID); err != nil {
+			ended, err := d.Launcher.Stray(ctx, known.UUID)
+			if err != nil {
 				d.Log.Warn("cannot end a guest of a refused launch", "uuid", known.UUID, "error", err.Error())
+			}
+			if ended {
+				d.strayed(audit.Domains, known.UUID, "destroyed")
 			}
 		}
 	}
@@ -172,7 +177,7 @@ func (d *Daemon) tell(ctx context.Context) {
 }
 
 func (d *Daemon) newStrays() *Strays {
-	return &Strays{Policy: d.Config.Stray.Policy, QEMU: d.Launcher.QEMU, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Look, End: d.endProcess, Log: d.Log,
+	return &Strays{Policy: d.Config.Stray.Policy, QEMU: d.Launcher.QEMU, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Look, End: d.endProcess, Note: d.strayed, Log: d.Log,
 		Look: func(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error) {
 			return emulator.Look(ctx, "/proc", want)
 		}}

@@ -13,6 +13,7 @@ import (
 
 	"troth/hooks"
 	"troth/hooks/ask"
+	"troth/hostd/audit"
 	"troth/launcher"
 	"troth/launcher/domain"
 	"troth/launcher/emulator"
@@ -43,6 +44,7 @@ type Strays struct {
 	Registry func() (ask.Registry, error)
 	Look     func(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error)
 	End      func(ctx context.Context, pid int, start uint64, a emulator.Action) error
+	Note     func(kind, uuid, done string) // for the audit log; nil: nobody keeps one
 	Log      *slog.Logger
 
 	mu     sync.Mutex
@@ -82,7 +84,7 @@ func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry as
 		late := look.Err() != nil
 		cancel()
 		if err != nil {
-			doubts["domain "+id.String()] = err.Error()
+			doubts[inLibvirt+id.String()] = err.Error()
 			if late {
 				return ours
 			}
@@ -94,7 +96,7 @@ func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry as
 		subject, err := hooks.Read(xml)
 		if err != nil {
 			// Neither trusted nor untrusted by its definition; its UUID is libvirt's word.
-			doubts["domain "+id.String()] = err.Error()
+			doubts[inLibvirt+id.String()] = err.Error()
 			subject = hooks.Subject{}
 		}
 		subject.UUID = id
@@ -103,7 +105,7 @@ func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry as
 			continue
 		}
 		ours[id] = true
-		key := "domain " + id.String()
+		key := inLibvirt + id.String()
 		end, cancel := context.WithTimeout(ctx, patience)
 		done, err := s.Grants.EndStray(end, id, s.Policy)
 		late = end.Err() != nil
@@ -118,6 +120,9 @@ func (s *Strays) domains(ctx context.Context, running []domain.UUID, registry as
 	}
 	return ours
 }
+
+// inLibvirt begins the key of what was found in libvirt.
+const inLibvirt = "domain "
 
 // because puts the reasons in words.
 func because(f ask.Flags) string {
@@ -197,18 +202,29 @@ func (s *Strays) end(ctx context.Context, p *emulator.Process) error {
 	return nil
 }
 
-// tell says once what was found and done, in the log and, for a domain that the book knows, in its history.
+// tell says once what was found and done, in the log, in the audit log and, for a domain that the book knows, in its history. A stray that stays is told again
+// when something else was done with it; why it could not be ended is nothing else to the audit log.
 func (s *Strays) tell(key, uuid, why, shows string, failed error, found map[string]string) {
-	did := map[string]string{launcher.StrayDestroy: "destroyed", launcher.StrayPause: "paused", launcher.StrayReport: "reported"}[s.Policy]
+	done := map[string]string{launcher.StrayDestroy: "destroyed", launcher.StrayPause: "paused", launcher.StrayReport: "reported"}[s.Policy]
+	did := done
 	if failed != nil {
-		did = "not ended: " + failed.Error()
+		done = "not ended"
+		did = done + ": " + failed.Error()
 	}
-	found[key] = fmt.Sprintf("trusted by %s: %s: %s", why, shows, did)
+	seen := fmt.Sprintf("trusted by %s: %s: ", why, shows)
+	found[key] = seen + did
 	s.mu.Lock()
-	known := s.found[key] == found[key]
+	before := s.found[key]
 	s.mu.Unlock()
-	if known {
+	if before == found[key] {
 		return
+	}
+	if s.Note != nil && !strings.HasPrefix(before, seen+done) {
+		kind := audit.Processes
+		if strings.HasPrefix(key, inLibvirt) {
+			kind = audit.Domains
+		}
+		s.Note(kind, uuid, done)
 	}
 	s.Log.Error("a trusted guest runs without a grant", "where", key, "trusted_by", why, "shows", shows, "done", did)
 	if uuid == "" {

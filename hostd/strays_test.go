@@ -2,7 +2,9 @@ package hostd
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 
 	"troth/hooks/ask"
@@ -53,4 +55,68 @@ func TestTwinBesideLaunch(t *testing.T) {
 			t.Errorf("%s: ended %d times", name, ended)
 		}
 	}
+}
+
+// TestStraysAreAudited: every stray has one record, also one that the book does not know, and one that stays has no other until something else was done with it.
+func TestStraysAreAudited(t *testing.T) {
+	l, lines := auditLog(t)
+	d := &Daemon{Audit: l}
+	id, failed := domain.UUID{1}, error(nil)
+	named := &emulator.Process{PID: 4711, Start: 1, Exe: "/usr/bin/qemu-system-x86_64", Named: true, UUIDs: [][16]byte{id}}
+	holds := &emulator.Process{PID: 4712, Start: 1, Exe: "/usr/bin/qemu-system-x86_64", Named: true, Open: []emulator.File{{Path: "/disk", Dev: 7, Ino: 8}}}
+	s := &Strays{Policy: launcher.StrayReport, Grants: stopped{}, Log: slog.New(slog.DiscardHandler), Note: d.strayed,
+		Registry: func() (ask.Registry, error) {
+			return ask.Registry{UUIDs: [][16]byte{id}, Volumes: []ask.Volume{{Path: "/disk", Dev: 7, Ino: 8}}}, nil
+		},
+		Live: func(context.Context, domain.UUID) ([]byte, error) { return []byte("<domain/>"), nil },
+		Look: func(context.Context, func(emulator.File) bool) (*emulator.Scan, error) {
+			return &emulator.Scan{Emulators: []*emulator.Process{named, holds}}, nil
+		},
+		End: func(context.Context, int, uint64, emulator.Action) error { return failed }}
+	scan := func() {
+		for range 3 {
+			s.Scan(t.Context(), []domain.UUID{id})
+		}
+	}
+	scan()
+	s.Policy = launcher.StrayDestroy
+	for _, why := range []string{"busy", "busy still"} {
+		failed = errors.New(why)
+		scan()
+	}
+	failed = nil
+	scan()
+	// Any user of the host can have as many processes as he likes.
+	for pid := range 1000 {
+		p := *named
+		p.PID = 5000 + pid
+		named = &p
+		s.Scan(t.Context(), nil)
+	}
+	got := lines()
+	record := func(uuid, done string) string {
+		return `"stray","actor":"hostd","code":"grant-missing",` + uuid + `"route":"` + done + `"`
+	}
+	of := `"uuid":"` + id.String() + `",`
+	for want, n := range map[string]int{
+		record(of, "reported"): 1, // the domain; the process is its own
+		record("", "reported"): 1, record("", "not ended"): 1, record("", "destroyed"): 1,
+		record(of, "not ended"): 1, // the process
+	} {
+		if strings.Count(got, want) != n {
+			t.Errorf("%d times %s, want %d", strings.Count(got, want), want, n)
+		}
+	}
+	if strings.Count(got, record(of, "destroyed")) > 102 || !strings.Contains(got, `"stray","actor":"processes","code":"grant-missing","count":9`) || strings.Count(got, "\n") > 110 {
+		t.Error(got)
+	}
+}
+
+// stopped is a launcher that has nothing at work, and whose book knows no domain.
+type stopped struct{ launching }
+
+func (stopped) Granted(domain.UUID) bool { return false }
+func (stopped) Settled(domain.UUID) bool { return true }
+func (stopped) EndStray(context.Context, domain.UUID, string) (bool, error) {
+	return true, nil
 }

@@ -267,7 +267,8 @@ func (s *sim) look() error {
 		case d.State == StateProved && live == nil:
 			errs = append(errs, l.Gone(ctx, d.UUID, proof.Refuse(proof.NotRegistered, "the guest is gone")))
 		case (d.State == StateRefused || d.State == StateStopped || d.State == StateSaved) && live != nil:
-			errs = append(errs, l.Stray(ctx, d.UUID))
+			_, err = l.Stray(ctx, d.UUID)
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(append(errs, l.Tell(ctx), l.Rearm(ctx))...)

@@ -272,7 +272,7 @@ func TestStray(t *testing.T) {
 		t.Fatal("permitted")
 	}
 	w.live[guestUUID] = came // libvirt's answer was late
-	if err := w.l.Stray(context.Background(), guestUUID); err != nil {
+	if ended, err := w.l.Stray(context.Background(), guestUUID); !ended || err != nil {
 		t.Fatal(err)
 	}
 	w.gone(nil)

@@ -21,7 +21,10 @@ func TestStrayOrLaunch(t *testing.T) {
 	}
 	w.l.mu.Lock() // the look waits here for its turn
 	done := make(chan error)
-	go func() { done <- w.l.Stray(ctx, guestUUID) }()
+	go func() {
+		_, err := w.l.Stray(ctx, guestUUID)
+		done <- err
+	}()
 	for all := make([]byte, 1<<20); !bytes.Contains(all[:runtime.Stack(all, true)], []byte("(*Launcher).turn(")); {
 		runtime.Gosched()
 	}

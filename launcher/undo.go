@@ -279,34 +279,35 @@ func (l *Launcher) resumeProved(ctx context.Context, r *Record, id domain.UUID) 
 }
 
 // Stray ends a guest of a launch that was refused: when libvirt did not answer in time, the guest may have come up after the launch was undone.
-// Only a live launch id, which nobody but a launch writes, makes a guest one of ours.
-func (l *Launcher) Stray(ctx context.Context, uuid string) error {
+// Only a live launch id, which nobody but a launch writes, makes a guest one of ours. It says whether it ended one.
+func (l *Launcher) Stray(ctx context.Context, uuid string) (ended bool, err error) {
 	_, id, refusal := l.known(uuid)
 	if refusal != nil {
-		return nil
+		return false, nil
 	}
 	turn, ok := l.turn(id)
 	if !ok || !l.mayBeStray(uuid) {
-		return nil
+		return false, nil
 	}
 	live, err := l.Virt.Live(ctx, id)
 	if err != nil || live == nil {
-		return err
+		return false, err
 	}
 	got, err := domain.Read(live, domain.Live)
 	if err != nil || got.Added.LaunchID == [32]byte{} {
-		return nil // not ours to end here
+		return false, nil // not ours to end here
 	}
 	free, ok := l.claimAt(id, turn)
 	if !ok {
-		return nil
+		return false, nil
 	}
 	defer free()
 	if !l.mayBeStray(uuid) {
-		return nil
+		return false, nil
 	}
 	l.Log.Warn("ending a guest of a launch that was refused", "uuid", uuid)
-	return l.Virt.Destroy(ctx, id)
+	err = l.Virt.Destroy(ctx, id)
+	return err == nil, err
 }
 
 // mayBeStray says that the book knows of no guest of this domain that may run. A domain that somebody has at work is nobody's to judge.

@@ -90,7 +90,7 @@ func (a *app) hostd() (*hostdapi.Client, *peer, error) {
 	if err != nil {
 		return nil, nil, usagef("hostd: %w", err)
 	}
-	return c, &peer{name: "hostd", address: s.Hostd, unreachable: proof.HostdUnreachable, timeout: s.Timeout.D()}, nil
+	return c, &peer{name: "hostd", address: s.Hostd, unreachable: proof.HostdUnreachable, timeout: s.Timeout.D(), named: s.named}, nil
 }
 
 // peer is whom a request went to, for what is said when it does not answer.
@@ -99,6 +99,17 @@ type peer struct {
 	address     string
 	unreachable proof.Code
 	timeout     time.Duration
+	named       bool // the timeout, by the user
+}
+
+// slow waits longer, for a request that the peer answers when all is done, unless the user said how long.
+func (p *peer) slow(within time.Duration) *peer {
+	if p.named {
+		return p
+	}
+	q := *p
+	q.timeout = within
+	return &q
 }
 
 // ask sends one request and reads its bounded answer. A refusal of the peer comes

@@ -265,7 +265,7 @@ func (a *app) domainStop() *cobra.Command {
 				return err
 			}
 			w := a.progress("stopping " + args[0])
-			d, err := asking[api.Domain](c.Context(), p, func(ctx context.Context) (*http.Response, error) { return h.StopDomain(ctx, args[0]) })
+			d, err := asking[api.Domain](c.Context(), p.slow(stopTimeout), func(ctx context.Context) (*http.Response, error) { return h.StopDomain(ctx, args[0]) })
 			w.stop()
 			if err != nil {
 				return err
@@ -287,7 +287,7 @@ func (a *app) domainRemove() *cobra.Command {
 				return err
 			}
 			w := a.progress("removing " + args[0])
-			_, err = p.ask(c.Context(), func(ctx context.Context) (*http.Response, error) { return h.DeleteDomain(ctx, args[0]) })
+			_, err = p.slow(stopTimeout).ask(c.Context(), func(ctx context.Context) (*http.Response, error) { return h.DeleteDomain(ctx, args[0]) })
 			w.stop()
 			if err != nil {
 				return err

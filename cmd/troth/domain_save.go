@@ -25,7 +25,7 @@ restore it, once, and only while the file is byte for byte what was saved.`,
 				return err
 			}
 			w := a.progress("saving " + args[0])
-			d, err := asking[api.Domain](c.Context(), p, func(ctx context.Context) (*http.Response, error) { return h.SaveDomain(ctx, args[0]) })
+			d, err := asking[api.Domain](c.Context(), p.slow(saveTimeout), func(ctx context.Context) (*http.Response, error) { return h.SaveDomain(ctx, args[0]) })
 			w.stop()
 			if err != nil {
 				return err

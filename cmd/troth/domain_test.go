@@ -168,6 +168,31 @@ func TestUnhappyPeers(t *testing.T) {
 	troth(t, "", "host", "list", "--verifier", vflags[1]).want(t, exitUndecided, "verifier-unreachable", "certificate")
 }
 
+// TestSlowAnswers: what hostd answers only when it is done is waited for longer than anything else, unless the user said how long.
+func TestSlowAnswers(t *testing.T) {
+	before := defaultTimeout
+	defaultTimeout = 100 * time.Millisecond
+	t.Cleanup(func() { defaultTimeout = before })
+	f, flags := fakeHostd(t)
+	f.answers = map[string]func(*http.Request, []byte) (int, any){}
+	domain := object{"uuid": testUUID, "name": "web", "state": "saved", "registered": true, "launch": "l1"}
+	for route, answer := range map[string]object{"GET /v1/domains": {"domains": []object{}}, "POST /v1/domains/" + testUUID + "/save": domain,
+		"POST /v1/domains/" + testUUID + "/stop": domain, "DELETE /v1/domains/" + testUUID: {}} {
+		f.answers[route] = func(r *http.Request, _ []byte) (int, any) {
+			select {
+			case <-r.Context().Done():
+			case <-time.After(300 * time.Millisecond):
+			}
+			return 200, answer
+		}
+	}
+	for _, verb := range []string{"save", "stop", "remove"} {
+		troth(t, "", append(flags, "domain", verb, testUUID)...).want(t, exitYes)
+		troth(t, "", append(flags, "domain", verb, testUUID, "--timeout", "100ms")...).want(t, exitUndecided, "hostd-unreachable")
+	}
+	troth(t, "", append(flags, "domain", "list")...).want(t, exitUndecided, "hostd-unreachable")
+}
+
 // challengeFiles are a key and a proof of one link.
 func challengeFiles(t *testing.T) (key *proof.Key, keyFile, proofFile string, link proof.Digest) {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ import (
 //	cert     = "/etc/troth/me.pem"               # this client's certificate; its OU is its role
 //	key      = "/etc/troth/me.key"               # default: in the same file as cert
 //	trust    = "/home/me/trust.json"             # the tenant's trust file, when --trust is not given
-//	timeout  = "30s"                             # for one request
+//	timeout  = "30s"                             # for one request; unless it is given, longer for those that take longer
 type settings struct {
 	Verifier string          `toml:"verifier" json:"verifier"`
 	Hostd    string          `toml:"hostd" json:"hostd"`
@@ -35,10 +36,24 @@ type settings struct {
 	Key      string          `toml:"key" json:"key"`
 	Trust    string          `toml:"trust" json:"trust"`
 	Timeout  config.Duration `toml:"timeout" json:"timeout"`
+
+	named bool // the timeout is not the default
 }
 
+// defaultTimeout is for one request. Tests have less patience.
+var defaultTimeout = 30 * time.Second
+
+// What hostd answers when it is done, and may take that long and a moment for undoing it.
+const (
+	stopTimeout = 3 * time.Minute
+	saveTimeout = 12 * time.Minute
+)
+
+// unnamed stands in the place of a timeout that nobody gave.
+const unnamed = config.Duration(math.MinInt64)
+
 func defaultSettings() settings {
-	return settings{Hostd: "unix:///run/troth/hostd.sock", Timeout: config.Duration(30 * time.Second)}
+	return settings{Hostd: "unix:///run/troth/hostd.sock", Timeout: unnamed}
 }
 
 // connectionFlags are the persistent flags that override the settings file.
@@ -80,6 +95,9 @@ func (a *app) settings() (*settings, error) {
 	}
 	if err := config.Load(&s, config.Source{Name: "troth", File: a.settingsFile(), Flags: given}); err != nil {
 		return nil, usagef("settings: %w", err)
+	}
+	if s.named = s.Timeout != unnamed; !s.named {
+		s.Timeout = config.Duration(defaultTimeout)
 	}
 	if err := s.check(); err != nil {
 		return nil, usagef("settings: %w", err)

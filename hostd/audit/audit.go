@@ -1,5 +1,5 @@
-// Package audit keeps the host's audit log: one line for every request that changes something, every grant, refusal and refused hook, and every end of a
-// guest, each line with the hash of the line before it.
+// Package audit keeps the host's audit log: one line for every request that changes something, every grant, refusal and refused hook, every stray,
+// broken proof and end of a guest, each line with the hash of the line before it.
 //
 // It promises that a line whose Append returned nil is on the disk, that lines which Note took come after it in order, and that Verify finds any
 // line that was changed, left out, doubled or moved, but for the newest ones: whoever cuts the end off must be found by a head that was kept
@@ -34,6 +34,9 @@ const (
 	Granted   = "granted"   // libvirt may hear of the domain
 	Proved    = "proved"    // the guest runs, and there is a proof
 	Refused   = "refused"   // a launch ended without a guest
+	Broken    = "broken"    // a guest that runs is not what was proved any more
+	Stray     = "stray"     // a guest was found that has no grant, and what was done with it stands as the route
+	Saved     = "saved"     // a guest ended, and its memory is in a file
 	Stopped   = "stopped"   // a guest ended
 	Forgotten = "forgotten" // a domain is not registered any more
 	Hook      = "hook"      // a start by another client was refused
@@ -87,13 +90,16 @@ type Log struct {
 	syncMu sync.Mutex
 	synced uint64
 
+	fewMu sync.Mutex
+	few   map[string]*few
+
 	waiting chan Record
 }
 
 // Open opens the log at path and says in it that it did. What a crash has torn is cut off, and that is said too. A log that was damaged is put
 // aside as it is: it is evidence, and no reason for a host to stand still.
 func Open(files journal.FS, path string, now func() time.Time, log *slog.Logger) (*Log, error) {
-	l := &Log{fs: files, path: path, now: now, log: log, limit: MaxFile, next: 1, waiting: make(chan Record, maxWait), failed: make(chan struct{})}
+	l := &Log{fs: files, path: path, now: now, log: log, limit: MaxFile, next: 1, few: map[string]*few{}, waiting: make(chan Record, maxWait), failed: make(chan struct{})}
 	say, err := l.open()
 	if err != nil {
 		return nil, err
@@ -213,16 +219,21 @@ func (l *Log) Note(r Record) {
 
 // Run writes what Note took, as many records as wait under one sync, until done is closed and nothing waits.
 func (l *Log) Run(done <-chan struct{}) {
+	tally := time.NewTicker(fewEvery)
+	defer tally.Stop()
 	for {
 		select {
 		case r := <-l.waiting:
 			l.group(r)
+		case <-tally.C:
+			l.tally()
 		case <-done:
 			for {
 				select {
 				case r := <-l.waiting:
 					l.group(r)
 				default:
+					l.tally()
 					return
 				}
 			}

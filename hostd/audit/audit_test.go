@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"troth/hostd/journal"
@@ -218,4 +219,51 @@ func TestGroups(t *testing.T) {
 	if r := verify(t, path); !r.Whole || r.Records != 51 {
 		t.Fatalf("%+v", r)
 	}
+}
+
+// TestFew floods the log with what anybody can cause: a bounded number of lines comes of it, the rest is counted in one, and no other record is lost.
+func TestFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := tear.New()
+		l := open(t, fs, "log")
+		lines := func(of string) int { return strings.Count(string(fs.Now("log")), of) }
+		const flood = 100_000
+		for range flood {
+			l.NoteFew(Strangers, Record{What: Forbidden, Actor: "nobody"})
+		}
+		l.Note(Record{What: Refused, Actor: "hostd"})
+		if !l.NoteFew(Callers, Record{What: Forbidden, Actor: "tls:ab"}) {
+			t.Error("strangers took the room of others")
+		}
+		done, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(ended)
+			l.Run(done)
+		}()
+		time.Sleep(fewEvery + time.Second)
+		if n := lines(`"nobody"`); n != fewAtOnce {
+			t.Errorf("%d lines of strangers", n)
+		}
+		if lines(`"refused"`) != 1 || lines(`"tls:ab"`) != 1 || lines(`"lost"`) != 0 {
+			t.Error("honest records were lost")
+		}
+		if count := fmt.Sprintf(`"what":"forbidden","actor":"strangers","count":%d,`, flood-fewAtOnce); lines(count) != 1 {
+			t.Errorf("no %s in\n%s", count, fs.Now("log"))
+		}
+		// Who goes on is one line each time; who stops gets the room back.
+		l.NoteFew(Strangers, Record{What: Forbidden, Actor: "nobody"})
+		time.Sleep(fewEvery)
+		if lines(`"nobody"`) != fewAtOnce || lines(`"strangers","count":1,`) != 1 {
+			t.Errorf("who goes on: %s", fs.Now("log"))
+		}
+		time.Sleep(fewEvery)
+		for range 2 {
+			l.NoteFew(Strangers, Record{What: Forbidden, Actor: "nobody"})
+		}
+		close(done)
+		<-ended
+		if lines(`"nobody"`) != fewAtOnce+1 || lines(`"strangers","count":1,`) != 2 {
+			t.Errorf("who stopped for a while: %s", fs.Now("log"))
+		}
+	})
 }

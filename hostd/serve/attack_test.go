@@ -6,16 +6,22 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"troth/hostd"
 	"troth/hostd/api"
+	"troth/hostd/audit"
+	"troth/hostd/journal"
 	"troth/proof"
 )
 
@@ -104,6 +110,24 @@ func TestAttack(t *testing.T) {
 			}
 			if _, err := Table([]byte(broken)); err == nil {
 				t.Errorf("%s was taken", name)
+			}
+		}
+	})
+	t.Run("N-ROUTES/expires", func(t *testing.T) {
+		// A certificate's time is over while its connection is kept busy.
+		c := r.client(r.pki.client(Operator))
+		defer r.daemon.Clock.Dated(time.Now().Unix())
+		for _, step := range []struct {
+			ahead  time.Duration
+			status int
+		}{{0, 200}, {2 * time.Hour, 403}, {0, 200}, {-2 * time.Hour, 403}} {
+			r.daemon.Clock.Dated(time.Now().Add(step.ahead).Unix())
+			resp, b := r.must(c, "GET", r.url("/v1/status"), "")
+			if resp.StatusCode != step.status || step.status == 403 && !strings.Contains(string(b), "not valid now") {
+				t.Errorf("%v ahead: %d %s", step.ahead, resp.StatusCode, b)
+			}
+			if resp, _ := r.must(c, "GET", r.url("/healthz"), ""); resp.StatusCode != 200 {
+				t.Errorf("%v ahead, what anybody may call: %d", step.ahead, resp.StatusCode)
 			}
 		}
 	})
@@ -254,4 +278,58 @@ func TestAttack(t *testing.T) {
 		}
 		wg.Wait()
 	})
+}
+
+// TestForbiddenCallsWashNothingAway: whoever may not call, or may and changes nothing, leaves a bounded number of lines, and none of the room of another kind.
+func TestForbiddenCallsWashNothingAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	l, err := audit.Open(journal.OS{}, path, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(&hostd.Daemon{Audit: l, Clock: hostd.NewClock()}, slog.New(slog.DiscardHandler), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPKI(t)
+	const flood = 5000
+	for _, c := range map[string]struct{ ou, method, path string }{
+		"stranger":        {"", "GET", "/v1/domains"},
+		"no role":         {"host", "DELETE", "/v1/domains/6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11"},
+		"tenant may":      {Tenant, "POST", "/v1/domains/6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11/challenge"},
+		"user of the API": {Operator, "POST", "/v1/domains/x/stop"},
+	} {
+		r := httptest.NewRequest(c.method, c.path, nil)
+		if c.ou != "" {
+			leaf, err := x509.ParseCertificate(p.client(c.ou).Certificate[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{leaf}}}
+		}
+		calls := flood
+		if c.ou == Operator {
+			calls = 300 // all of them have a line
+		}
+		for range calls {
+			s.ServeHTTP(httptest.NewRecorder(), r)
+		}
+	}
+	done := make(chan struct{})
+	close(done)
+	l.Run(done)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := string(b)
+	if n := strings.Count(log, "\n"); n > 1+3*101+300 {
+		t.Errorf("%d lines", n)
+	}
+	for want, n := range map[string]int{`"POST /v1/domains/{uuid}/stop"`: 300, `"actor":"nobody"`: 100, `"forbidden","actor":"strangers","code":"forbidden","count":4900`: 1,
+		`"forbidden","actor":"callers","code":"forbidden","count":4900`: 1, `"asked","actor":"tenants","count":4900`: 1} {
+		if got := strings.Count(log, want); got != n {
+			t.Errorf("%d times %s, want %d", got, want, n)
+		}
+	}
 }

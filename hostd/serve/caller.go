@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,8 @@ import (
 type Caller struct {
 	ID    string
 	Roles []string
+	named bool   // by the client CA, or by the configuration
+	why   string // it has no role; empty: there is no more to say about it
 }
 
 // May says whether the caller has one of the roles.
@@ -31,8 +34,9 @@ func (c Caller) May(roles []string) bool {
 
 type callerKey struct{}
 
-// callerOf finds who calls: on the unix socket by the peer's user, which ConnContext left; over TLS by the verified certificate.
-func callerOf(r *http.Request) Caller {
+// callerOf finds who calls: on the unix socket by the peer's user, which ConnContext left; over TLS by the verified certificate. The certificate's times are
+// looked at for each request, since a connection may outlive them.
+func callerOf(r *http.Request, now func() time.Time) Caller {
 	if c, ok := r.Context().Value(callerKey{}).(Caller); ok {
 		return c
 	}
@@ -41,7 +45,11 @@ func callerOf(r *http.Request) Caller {
 	}
 	leaf := r.TLS.VerifiedChains[0][0]
 	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	c := Caller{ID: "tls:" + hex.EncodeToString(spki[:])}
+	c := Caller{ID: "tls:" + hex.EncodeToString(spki[:]), named: true}
+	if t := now(); t.Before(leaf.NotBefore) || t.After(leaf.NotAfter) {
+		c.why = "the certificate is not valid now"
+		return c
+	}
 	// One role a certificate: two would make a leaked key of the weaker one the stronger one's.
 	if len(leaf.Subject.OrganizationalUnit) == 1 {
 		c.Roles = leaf.Subject.OrganizationalUnit
@@ -58,7 +66,7 @@ func peerContext(uids []int) func(context.Context, net.Conn) context.Context {
 		}
 		c := Caller{ID: fmt.Sprintf("uid:%d", uid)}
 		if uid == 0 || slices.Contains(uids, int(uid)) {
-			c.Roles = []string{Engine, Operator}
+			c.Roles, c.named = []string{Engine, Operator}, true
 		}
 		return context.WithValue(ctx, callerKey{}, c)
 	}

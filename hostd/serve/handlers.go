@@ -77,7 +77,7 @@ func (h handlers) CreateLaunch(w http.ResponseWriter, r *http.Request, params ap
 
 func (h handlers) submit(w http.ResponseWriter, r *http.Request, idempotency string, body []byte, req launcher.Request) {
 	sum := sha256.Sum256(append([]byte(r.URL.Path+"\n"), body...))
-	req.ID, req.Asked = hostd.LaunchID(callerOf(r).ID, idempotency), hex.EncodeToString(sum[:])
+	req.ID, req.Asked = hostd.LaunchID(callerOf(r, h.Daemon.Time).ID, idempotency), hex.EncodeToString(sum[:])
 	launch, refusal := h.Daemon.Launches.Submit(req)
 	if refusal != nil {
 		h.refuse(w, refusal)
@@ -160,11 +160,18 @@ func (h handlers) proved(w http.ResponseWriter, uuid, sentence string) *launcher
 	return d
 }
 
-// carry does something to a domain that goes on when the caller goes away. It says whether it was done, or has refused.
+// afterwards is for what comes after the time that something may take: undoing it if it failed, for up to a minute, and the answer.
+const afterwards = 90 * time.Second
+
+// carry does something to a domain that goes on when the caller goes away. It says whether it was done, or has refused: the connection waits for the answer
+// longer than for others.
 func (h handlers) carry(w http.ResponseWriter, r *http.Request, uuid string, within time.Duration, do func(context.Context, string) *proof.Refusal) bool {
 	d := h.find(w, uuid)
 	if d == nil {
 		return false
+	}
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(within + afterwards)); err != nil {
+		h.Log.Warn("an answer may come too late for its connection", "uuid", d.UUID, "error", err.Error())
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), within)
 	defer cancel()

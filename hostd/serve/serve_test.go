@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -342,8 +343,52 @@ func TestStatusSaysWhatToMend(t *testing.T) {
 	if fmt.Sprint(names) != "[tpm dynamic-launch verifier verdict libvirt hook registry strays workers]" || s.Conditions[0].Code == nil || *s.Conditions[0].Code != string(proof.TPMUnavailable) || s.State != hostd.Unknown {
 		t.Errorf("%+v", s)
 	}
+	last := len(names) - 1
+	if said := strings.Join(names[:last], ", ") + " or " + names[last]; !strings.Contains(string(api.Spec), `"`+said+`"`) {
+		t.Errorf("the OpenAPI file does not name the conditions as %q", said)
+	}
 	resp, b := r.must(r.client(), "GET", r.url("/readyz"), "")
 	if p := r.problem(resp, b, 503, proof.TPMUnavailable); p.Facts != nil {
 		t.Errorf("readyz tells facts to everyone: %s", b)
+	}
+}
+
+// TestLongWork: what takes longer than the server waits for other answers is answered all the same.
+func TestLongWork(t *testing.T) {
+	r := newRig(t)
+	const uuid = "6a0f0a5e-4c55-4a53-9d5c-0d8b6f1f2a11"
+	if err := r.daemon.Launcher.Book.Write(&launcher.Entry{What: launcher.WroteRefused, Launch: "l1", UUID: uuid, Refusal: proof.Refuse(proof.Internal, "before")}); err != nil {
+		t.Fatal(err)
+	}
+	h := r.server.http(nil)
+	h.WriteTimeout = 100 * time.Millisecond
+	for refuse, code := range map[bool]proof.Code{false: "", true: proof.ImageChanged} {
+		h.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if (handlers{r.server}).carry(w, req, uuid, time.Minute, func(context.Context, string) *proof.Refusal {
+				time.Sleep(300 * time.Millisecond)
+				if refuse {
+					return proof.Refuse(code, "in the end")
+				}
+				return nil
+			}) {
+				w.WriteHeader(http.StatusNoContent)
+			}
+		})
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go h.Serve(l) //nolint:errcheck // it ends with the listener
+		resp, b := r.must(http.DefaultClient, "POST", "http://"+l.Addr().String(), "")
+		if refuse {
+			r.problem(resp, b, code.Info().Status, code)
+		} else if resp.StatusCode != http.StatusNoContent {
+			t.Errorf("%d %s", resp.StatusCode, b)
+		}
+		l.Close()
+	}
+	http.DefaultClient.CloseIdleConnections()
+	if err := h.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -7,6 +7,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -26,6 +27,7 @@ import (
 
 	"troth/hostd"
 	"troth/hostd/api"
+	"troth/hostd/audit"
 	"troth/proof"
 )
 
@@ -86,7 +88,7 @@ func (s *Server) Routes() map[string][]string { return s.roles }
 
 // ServeHTTP decides who may call, bounds the request, and keeps panics in.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	caller := callerOf(r)
+	caller := callerOf(r, s.Daemon.Time)
 	defer func() {
 		if p := recover(); p != nil {
 			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
@@ -112,29 +114,42 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !caller.May(roles) {
-		s.Log.Warn("forbidden", "route", pattern, "caller", caller.ID, "roles", caller.Roles)
-		s.audit(caller, pattern, r, true)
-		s.refuse(w, proof.Refuse(proof.Forbidden, "this call needs another role",
+		if s.audit(caller, pattern, r, true) {
+			s.Log.Warn("forbidden", "route", pattern, "caller", caller.ID, "roles", caller.Roles)
+		}
+		s.refuse(w, proof.Refuse(proof.Forbidden, cmp.Or(caller.why, "this call needs another role"),
 			proof.Fact{Name: "role", Want: fmt.Sprint(roles), Got: fmt.Sprint(caller.Roles)}))
 		return
 	}
-	if r.Method != http.MethodGet {
+	if r.Method != http.MethodGet && s.audit(caller, pattern, r, false) {
 		s.Log.Info("request", "route", pattern, "path", r.URL.EscapedPath(), "caller", caller.ID)
-		s.audit(caller, pattern, r, false)
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
 }
 
-// audit notes a request that changes something, and one that its caller may not make.
-func (s *Server) audit(caller Caller, pattern string, r *http.Request, forbidden bool) {
+// audit notes a request that changes something, and one that its caller may not make. False: there were so many of them that it was only counted.
+func (s *Server) audit(caller Caller, pattern string, r *http.Request, forbidden bool) bool {
 	uuid := ""
 	for _, part := range strings.Split(r.URL.Path, "/") {
 		if len(part) == 36 {
 			uuid = part
 		}
 	}
-	s.Daemon.Audited(caller.ID, pattern, uuid, forbidden)
+	return s.Daemon.Audited(caller.ID, few(caller, forbidden), pattern, uuid, forbidden)
+}
+
+// few is the kind of those whose calls the audit log does not take without limit: all but engines and operators, who may do what they ask for.
+func few(c Caller, forbidden bool) string {
+	switch {
+	case !c.named:
+		return audit.Strangers
+	case forbidden:
+		return audit.Callers
+	case !c.May([]string{Engine, Operator}):
+		return audit.Tenants
+	}
+	return ""
 }
 
 // notThere answers what no route takes.
