@@ -100,6 +100,9 @@ func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, 
 	h := &held{}
 	var before int64
 	for _, f := range files {
+		if l.Kept != nil && l.Kept(f.path) {
+			return nil, errors.Join(proof.Refuse(proof.ConfigurationNotAllowed, "the file is one of troth-hostd's own, or of what it stands on: no guest gets it", proof.Fact{Name: "path", Value: f.path}), h.close())
+		}
 		var size int64
 		var image Image
 		var err error
