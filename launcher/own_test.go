@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"troth/proof"
@@ -52,11 +53,13 @@ func TestSecretIsShort(t *testing.T) {
 	}
 }
 
-// TestOwnFiles: a domain with a token may not have what the gate stands on either.
+// TestOwnFiles: a domain with a token may not have what the gate stands on either, nor write its serial port there.
 func TestOwnFiles(t *testing.T) {
-	w := newWorld(t)
-	w.l.Kept = func(path string) bool { return path == "/images/initrd" }
-	_, refusal := w.launch(w.token())
-	expect(t, refusal, proof.ConfigurationNotAllowed)
-	w.gone(nil)
+	for _, own := range []string{"/images/initrd", "console.log"} {
+		w := newWorld(t)
+		w.l.Kept = func(path string) bool { return strings.HasSuffix(path, own) }
+		_, refusal := w.launch(w.token())
+		expect(t, refusal, proof.ConfigurationNotAllowed)
+		w.gone(nil)
+	}
 }
