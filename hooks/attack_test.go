@@ -25,6 +25,7 @@ func TestAttack(t *testing.T) {
 	t.Run("L-MARK", attackMark)
 	t.Run("X-DEPTH", attackDepth)
 	t.Run("X-XML", attackXML)
+	t.Run("L-OWN", attackOwn)
 	t.Run("R-PANIC", attackPanic)
 }
 

@@ -203,7 +203,7 @@ func (g Gate) trust(s subject) ask.Flags {
 	r, err := ask.OpenRegistry(g.Registry)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return said.Why(false, false) // not provisioned: only marks count
+		// Not provisioned: only marks count, and what is the gate's own.
 	case err != nil:
 		return said.Why(false, false) | ask.Damaged
 	}

@@ -37,7 +37,7 @@ func RegisteredMain() int {
 
 // Registered answers one question about the registry: 'domain UUID', or 'volume KEY NAME' with what libvirt's storage driver says of a volume: a path or
 // something else, and a bare name. Either may be the client's word, so each counts; the name may be left out.
-// Without a registry nothing is registered; in a damaged one, and in one that says 'all', every domain is. A mark cannot be asked
+// Without a registry nothing is registered but the gate's own files; in a damaged one, and in one that says 'all', every domain is. A mark cannot be asked
 // for: polkit sees no XML.
 func (g Gate) Registered(argv []string, stdout io.Writer) int {
 	if len(argv) < 2 || len(argv) > 3 || len(argv) == 3 && argv[0] != "volume" {
@@ -64,7 +64,7 @@ func (g Gate) Registered(argv []string, stdout io.Writer) int {
 	}
 	r, err := ask.OpenRegistry(g.Registry)
 	says := saysUntrusted
-	if err != nil && !errors.Is(err, fs.ErrNotExist) || err == nil && is(r) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || is(r) { // without a registry r has no entry
 		says = saysRegistered
 	}
 	if _, err := io.WriteString(stdout, says); err != nil {

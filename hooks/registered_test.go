@@ -37,6 +37,8 @@ func TestRegistered(t *testing.T) {
 	}{
 		{"no registry", func() error { return nil }, []string{"domain", in}, "untrusted\n"},
 		{"no registry", func() error { return nil }, []string{"volume", image}, "untrusted\n"},
+		{"no registry", func() error { return nil }, []string{"volume", "/run/troth/guest/" + in + ".secret"}, "registered\n"},
+		{"no registry", func() error { return nil }, []string{"volume", "pool/etc/troth/hostd.key"}, "registered\n"},
 		{"registered", write(registered), []string{"domain", in}, "registered\n"},
 		{"registered", write(registered), []string{"domain", out}, "untrusted\n"},
 		{"registered", write(registered), []string{"volume", image}, "registered\n"},

@@ -286,6 +286,9 @@ func (sc *scanner) end(t xml.EndElement) error {
 	if n == 2 && (e.is("name") || e.is("title") || e.is("description")) {
 		return nil // free text
 	}
+	if n == 3 && e.is("cmdline") && sc.open[1].is("os") {
+		return nil // paths of the guest
+	}
 	file := e.is("kernel") || e.is("initrd") || e.is("loader") || e.is("nvram") || e.is("dtb")
 	if text := string(e.text); file || strings.Contains(text, "/") {
 		if trimmed := strings.TrimSpace(text); trimmed != text {

@@ -11,16 +11,17 @@ import (
 	"troth/hooks/ask"
 )
 
-// touches says whether the domain names a registered volume: by its path, by another path that leads to the same file, by a folder above it, inside a value that
-// holds paths among other things (a json: or nbd: source, a QEMU argument), or as a volume of a storage pool. What only the disk's content names (a backing file
+// touches says whether the domain names a registered volume, or what the gate itself stands on: by its path, by another path that leads to the same file, by a folder above it, inside
+// a value that holds paths among other things (a json: or nbd: source, a QEMU argument), or as a volume of a storage pool. What only the disk's content names (a backing file
 // that the XML leaves out) and what changes while it is looked at, hostd's scan of processes finds.
 func touches(s subject, r ask.Published) bool {
-	if !r.HasVolumes() {
-		return false
-	}
 	named := make([]string, 0, len(s.paths)+len(s.volumes))
 	for _, p := range s.paths {
-		named = append(named, filepath.Clean(p))
+		clean := filepath.Clean(p)
+		named = append(named, clean)
+		if clean != p && strings.Contains(p, "..") {
+			named = append(named, p) // what stands before the dots may be a link
+		}
 	}
 	for _, v := range s.volumes {
 		p, ok := v.path()
@@ -32,11 +33,14 @@ func touches(s subject, r ask.Published) bool {
 	}
 	slices.Sort(named)
 	named = slices.Compact(named)
-	if slices.ContainsFunc(named, r.HasPath) {
+	if slices.ContainsFunc(named, func(p string) bool { return inside(p, kept[:]) || r.HasPath(p) }) {
 		return true
 	}
 	if len(s.mentions) > 0 {
 		all := []byte(strings.Join(s.mentions, "\x00")) // which no path holds
+		if mentioned(all) {
+			return true
+		}
 		for v := range r.Paths {
 			if holds(all, v) {
 				return true
@@ -45,24 +49,20 @@ func touches(s subject, r ask.Published) bool {
 	}
 	// Last, since it touches the disk: what do the paths lead to? A server that does not answer is no reason to
 	// let a domain pass: Main ends the process, and libvirt could not start QEMU on such a path either.
-	return slices.ContainsFunc(named, func(p string) bool { return leads(p, r) })
+	are := filesAt(kept[:])
+	return slices.ContainsFunc(named, func(p string) bool {
+		end := lookAt(p)
+		return r.HasVolumes() && leads(end, r) || leadsInside(end, kept[:], are)
+	})
 }
 
-// leads: the path leads to the file of a volume, to its path, or to a folder above it.
-func leads(p string, r ask.Published) bool {
-	var st syscall.Stat_t
-	if syscall.Stat(p, &st) != nil {
-		return false
-	}
-	if r.HasFile(st.Dev, st.Ino) {
+// leads: the path leads to the file of a volume, to its path, or to a folder above or below it.
+func leads(to end, r ask.Published) bool {
+	if to.there && r.HasFile(to.dev, to.ino) {
 		return true
 	}
 	// Numbers change where a file is put back from a backup, and on some file systems at each mount.
-	real, err := filepath.EvalSymlinks(p)
-	if err != nil {
-		return false // no name leads to it: what it is was looked at above
-	}
-	return r.HasPath(real) || st.Mode&syscall.S_IFMT == syscall.S_IFDIR && (r.HasBelow(real) || mirrors(real, r))
+	return covered(to.path, r) || to.there && to.dir && (r.HasBelow(to.path) || mirrors(to.path, r))
 }
 
 // mirrors: the folder is one above a volume, at another place (a bind mount): some end of the volume's path leads from it to the volume's file.

@@ -6,8 +6,10 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"troth/hooks"
 	"troth/launcher"
 )
 
@@ -140,6 +142,22 @@ func Default() *Config {
 		Launch:   LaunchConfig{Max: 64, Timeout: "15m"},
 		Stray:    StrayConfig{Policy: launcher.StrayDestroy, Reaper: "/run/troth-reaper/socket"},
 	}
+}
+
+// own are the folders and keys that no guest may have and that the hook does not know by itself: those that the configuration, or a link, puts elsewhere.
+func (c *Config) own() (out []string) {
+	for _, p := range []string{c.StateDir, c.RunDir, c.Verifier.Key, c.API.Key} {
+		real, err := filepath.EvalSymlinks(p)
+		if err != nil {
+			real = p // it may come later
+		}
+		for _, p := range []string{filepath.Clean(p), filepath.Clean(real)} {
+			if filepath.IsAbs(p) && !hooks.Keeps(p) && !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
 }
 
 // Check completes defaults that depend on other keys and says every disagreement. The daemon does not start on one.

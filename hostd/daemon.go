@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"troth/hooks"
 	"troth/hooks/answer"
 	"troth/hooks/ask"
 	"troth/hostd/audit"
@@ -139,7 +140,8 @@ func (d *Daemon) Open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log}
+	own := d.Config.own()
+	d.Registry = &Registry{Path: RegistryPath(d.Config.StateDir), Book: book, Log: d.Log, Own: own}
 	d.Launcher = &launcher.Launcher{Verifier: d.Verifier, Epochs: d.Attester, Chip: refusing{chip, d.Attester.Kick}, Virt: published{d.Virt, d.Registry}, Images: d.Images, Hook: d.Hook,
 		Secrets: d.Room, Keys: d.Virt, Saves: saves, Book: book, Clock: d.Clock, Log: d.Log}
 	if uid >= 0 {
@@ -147,6 +149,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 		d.Launcher.QEMU = &u
 	}
 	d.Launcher.Sign = d.sign
+	d.Launcher.Kept = func(path string) bool { return hooks.Keeps(path, own...) }
 	d.Launcher.Start()
 	d.Hook.Starts = d.Launcher
 	d.Strays = d.newStrays()

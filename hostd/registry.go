@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ type Registry struct {
 	Path string
 	Book *launcher.Book
 	Log  *slog.Logger
+	Own  []string // folders and files of hostd itself: they stand there as volumes
 
 	mu        sync.Mutex
 	failure   string
@@ -58,7 +60,7 @@ func (r *Registry) publish(out ask.Registry) error {
 // Look asks where the volumes' paths lead now and gives the registry of now. Where it is another one than the published, it is published first:
 // hooks and the reaper know by it what a path that leads to a volume means. A registry that cannot be published is still there to be looked by.
 func (r *Registry) Look() (ask.Registry, error) {
-	var paths []string
+	paths := slices.Clone(r.Own)
 	for _, d := range r.Book.Domains() {
 		for _, v := range d.Volumes {
 			if d.Registered {
@@ -94,6 +96,13 @@ func (r *Registry) Contents() (ask.Registry, error) {
 // contents names each volume with the file that the domain was armed with, and where its path leads to another one by now, with that one too: the
 // guest may still have the first, and whoever names the path means the second.
 func (r *Registry) contents() (out ask.Registry, err error) {
+	for _, path := range r.Own {
+		v, known := r.places.now(path)
+		if !known {
+			v = ask.Volume{Path: path}
+		}
+		out.Volumes = append(out.Volumes, v)
+	}
 	for _, d := range r.Book.Domains() {
 		if !d.Registered {
 			continue

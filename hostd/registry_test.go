@@ -108,6 +108,32 @@ func TestRegistryFollowsTheFiles(t *testing.T) {
 	}
 }
 
+// TestOwnPlacesArePublished: the hook knows the usual folders of hostd by itself; others, and what a link leads to, the registry tells it.
+func TestOwnPlacesArePublished(t *testing.T) {
+	dir := t.TempDir()
+	key := disk(t, filepath.Join(dir, "real.key"))
+	link := filepath.Join(dir, "hostd.key")
+	if err := os.Symlink(key, link); err != nil {
+		t.Fatal(err)
+	}
+	c := Default()
+	c.Verifier.Key, c.API.Key = "/etc/troth/hostd.key", "/etc/troth/hostd.key"
+	if own := c.own(); len(own) > 0 {
+		t.Errorf("usual places are told: %q", own)
+	}
+	c.RunDir, c.Verifier.Key, c.API.Key = filepath.Join(dir, "run"), link, link
+	r := armed(t)
+	r.Own = c.own()
+	if _, err := r.Look(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := ask.OpenRegistry(r.Path)
+	dev, ino := place(t, key)
+	if err != nil || !out.HasPath(c.RunDir) || !out.HasPath(link) || !out.HasPath(key) || !out.HasFile(dev, ino) {
+		t.Errorf("%+v, %v", r.Own, err)
+	}
+}
+
 // A registry that cannot be written keeps nobody from looking for strays by it.
 func TestLookWithoutPublishing(t *testing.T) {
 	r := armed(t, disk(t, filepath.Join(t.TempDir(), "a.raw")))

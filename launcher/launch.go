@@ -152,10 +152,9 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	// Step 5 begins early: the quote is with the chip while libvirt works. It names a link that has no MAC yet; a crash loses it.
 	quoted := a.quote(ctx)
 
-	// Step 3: define what we emit, and read it back. A crash here leaves our definition and the guest's secret in a file of its owner
-	// alone, with nothing running: recovery puts the previous definition back and removes the file.
+	// Step 3: define what we emit, and read it back. A crash here leaves our definition with nothing running: recovery puts the previous one back.
 	w.Step(StepDefine)
-	added, err := a.prepareGuest(released)
+	added, err := a.addGuest(released)
 	if err != nil {
 		return nil, Refusal(StepDefine, err)
 	}
@@ -163,10 +162,11 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 		return nil, Refusal(StepDefine, err)
 	}
 
-	// Step 4: create paused, under an id that only this start carries. A crash here leaves a paused guest that never ran: recovery destroys it.
+	// Step 4: create paused, under an id that only this start carries. A crash here leaves a paused guest that never ran, and the guest's secret in a
+	// file of its owner alone: recovery destroys and removes them.
 	w.Step(StepCreate)
 	rand.Read(added.LaunchID[:])
-	called, err := a.create(ctx, added, released.Secret)
+	called, err := a.create(ctx, added, released)
 	if err != nil {
 		return nil, Refusal(StepCreate, err)
 	}
@@ -240,25 +240,30 @@ func (a *attempt) quote(ctx context.Context) <-chan quoteOut {
 	return quoted
 }
 
-// prepareGuest makes the channel and, for a guest that may have it, the file with its secret.
-func (a *attempt) prepareGuest(r *proof.Released) (added domain.Additions, err error) {
-	if added.ChannelPath, err = a.Secrets.Channel(a.permit.uuid.String()); err != nil {
-		return added, err
+// addGuest makes the channel and says where the secret of a guest that may have one will stand.
+func (a *attempt) addGuest(r *proof.Released) (added domain.Additions, err error) {
+	added.ChannelPath, err = a.Secrets.Channel(a.permit.uuid.String())
+	if r.GuestAllowed {
+		added.GuestSecretFile = a.Secrets.File(a.permit.uuid.String())
 	}
+	return added, err
+}
+
+// putGuest makes the file with the secret of a guest that may have one: as late as it can, since every client of libvirt that may see the definition knows its name.
+func (a *attempt) putGuest(r *proof.Released) error {
 	if !r.GuestAllowed {
-		return added, nil
+		return nil
 	}
 	credential := proof.GuestCredential{Link: a.permit.link, Secret: proof.GuestSecret(r.Nonce, a.permit.link), Token: r.Secret}
 	defer credential.Secret.Forget()
 	content, err := credential.EncodePrivate()
 	if err != nil {
-		return added, err
+		return err
 	}
 	secret := proof.NewSecret(content)
 	clear(content)
 	defer secret.Forget()
-	added.GuestSecretFile = a.Secrets.File(a.permit.uuid.String())
-	return added, a.Secrets.Put(a.permit.uuid.String(), secret)
+	return a.Secrets.Put(a.permit.uuid.String(), secret)
 }
 
 // define makes the definition and asks for it again: libvirt may have understood something else.
@@ -280,13 +285,16 @@ func (l *Launcher) define(ctx context.Context, p Permit, c *domain.Config, added
 }
 
 // create starts the guest paused. called says whether libvirt asked the hook about this very start.
-func (a *attempt) create(ctx context.Context, added domain.Additions, secret proof.Secret) (called bool, err error) {
+func (a *attempt) create(ctx context.Context, added domain.Additions, r *proof.Released) (called bool, err error) {
 	if err := a.handOver(a.images); err != nil {
 		return false, err
 	}
 	expected := a.Hook.Expect(a.permit.uuid, added.LaunchID, a.saved != nil)
 	defer expected.Done()
-	if err = a.putKeys(ctx, a.config, secret); err == nil {
+	if err = a.putKeys(ctx, a.config, r.Secret); err == nil {
+		err = a.putGuest(r)
+	}
+	if err == nil {
 		err = a.start(ctx, domain.Emit(a.config, added))
 	}
 	// QEMU has read the file and opened the disks, or never will.

@@ -30,6 +30,9 @@ type Launcher struct {
 	QEMU     *uint32                                // who QEMU must run as; nil: not compared
 	Cleanup  time.Duration                          // how long undoing may take, whatever became of the launch's own context; zero: a minute
 
+	// Kept says that a path leads to files of hostd itself, or of what it stands on: no guest gets those as a disk. Nil: none.
+	Kept func(path string) bool
+
 	// StartWithin is how long a start by another client may take from the permit until QEMU runs; zero: a minute. libvirt itself waits 30 s for QEMU's monitor.
 	StartWithin time.Duration
 

@@ -64,6 +64,18 @@ type wanted struct {
 // what the tenant put there, and only held afterwards.
 func (l *Launcher) measure(ctx context.Context, c *domain.Config, first bool, w Watcher) (*held, *Measured, error) {
 	m := &Measured{}
+	for _, s := range c.Serials {
+		if s.Type == "file" {
+			if err := l.spared(s.Path); err != nil {
+				return nil, nil, err
+			}
+		}
+		if s.Log != "" {
+			if err := l.spared(s.Log); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
 	var files []wanted
 	add := func(path, role string, digest **proof.Digest) {
 		if path != "" {
@@ -95,11 +107,22 @@ func (l *Launcher) measure(ctx context.Context, c *domain.Config, first bool, w 
 	return h, m, nil
 }
 
+// spared says whether a guest may have the file.
+func (l *Launcher) spared(path string) error {
+	if l.Kept == nil || !l.Kept(path) {
+		return nil
+	}
+	return proof.Refuse(proof.ConfigurationNotAllowed, "the file is one of troth-hostd's own, or of what it stands on: no guest gets it", proof.Fact{Name: "path", Value: path})
+}
+
 // hold opens and measures the files, one after the other: hashing is bound by the disk.
 func (l *Launcher) hold(ctx context.Context, files []wanted, w Watcher) (*held, error) {
 	h := &held{}
 	var before int64
 	for _, f := range files {
+		if err := l.spared(f.path); err != nil {
+			return nil, errors.Join(err, h.close())
+		}
 		var size int64
 		var image Image
 		var err error

@@ -2,7 +2,6 @@ package launcher
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"time"
@@ -181,9 +180,11 @@ func (p *pending) leave() {
 // conclude makes the proof of a guest that another client started and that runs. Until it is in the journal a crash makes recovery destroy the guest.
 func (a *attempt) conclude(ctx context.Context, p *pending) *proof.Refusal {
 	uuid := a.config.UUID.String()
-	err := a.compare(ctx, a.config.Added)
-	// QEMU has read the file, or never will.
-	if err = errors.Join(err, a.Secrets.Remove(uuid)); err != nil {
+	// QEMU has read the file when libvirt talks to its monitor, or never will; everything is hashed again meanwhile.
+	if err := a.Secrets.Remove(uuid); err != nil {
+		return Refusal(StepCompare, err)
+	}
+	if err := a.compare(ctx, a.config.Added); err != nil {
 		return Refusal(StepCompare, err)
 	}
 	var q quoteOut

@@ -215,15 +215,11 @@ func (a *attempt) measuredBefore(ctx context.Context) *proof.Refusal {
 // readyGuest makes the channel, and the file that the definition names. A guest that may have nothing gets an empty one.
 func (a *attempt) readyGuest(r *proof.Released) error {
 	uuid := a.config.UUID.String()
-	if a.config.Added.GuestSecretFile == "" {
-		_, err := a.Secrets.Channel(uuid)
-		return err
-	}
-	if _, err := a.prepareGuest(r); err != nil {
+	if _, err := a.addGuest(r); err != nil || a.config.Added.GuestSecretFile == "" {
 		return err
 	}
 	if !r.GuestAllowed {
 		return a.Secrets.Put(uuid, proof.NewSecret(nil))
 	}
-	return nil
+	return a.putGuest(r)
 }
