@@ -124,6 +124,9 @@ func (d *Daemon) Open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n := book.Late(); n > 0 {
+		d.Log.Warn("the journal tells of strays of domains that were forgotten by then: they are left out", "entries", n)
+	}
 	d.journal = j
 	within, err := time.ParseDuration(d.Config.TPM.Timeout)
 	if err != nil {
