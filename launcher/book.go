@@ -85,6 +85,8 @@ type chain struct {
 // Book is the state that the journal's entries make. Replaying the journal and normal operation go through the same apply,
 // so that recovery is not a second program.
 type Book struct {
+	Shorter Shorter // nil: the journal grows; set before the first Write
+
 	journal Journal
 	now     func() time.Time
 	changed func() // after every entry; may be nil
@@ -96,8 +98,9 @@ type Book struct {
 	chains   map[proof.Digest]*chain
 	owed     []ChainEvent
 
-	lanes [lanes]sync.Mutex // who writes of a domain, from the check of its entry until the book has it
-	late  int
+	writing sync.RWMutex      // held by those who write, and for itself by who makes the journal shorter
+	lanes   [lanes]sync.Mutex // who writes of a domain, from the check of its entry until the book has it
+	late    int
 }
 
 // NewBook replays the entries that were found in the journal.
@@ -109,6 +112,7 @@ func NewBook(j Journal, now func() time.Time, changed func(), found []*Entry) (*
 			b.late++ // until Write kept their order, a stray could get behind the end of its domain
 			continue
 		}
+		e.Refusal = brief(e.Refusal)
 		if err := b.apply(e); err != nil {
 			return nil, fmt.Errorf("cannot replay entry %d of the journal: %w", i, err)
 		}
