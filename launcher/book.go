@@ -82,6 +82,9 @@ type chain struct {
 	attempt uint32        // attempts used for the next link
 }
 
+// unmoved says that nothing is known of the chain: it need not be kept.
+func (c *chain) unmoved() bool { return c.head == nil && c.attempt == 0 }
+
 // Book is the state that the journal's entries make. Replaying the journal and normal operation go through the same apply,
 // so that recovery is not a second program.
 type Book struct {
@@ -302,8 +305,10 @@ func (b *Book) refused(e *Entry, d *Domain, r *Record) {
 	if d.Proof == nil && !d.Armed {
 		d.Registered, d.Volumes = false, nil
 	}
-	if c := b.chain(r.Token); e.Unmoved && c.attempt == r.Attempt {
-		c.attempt--
+	if c := b.chains[r.Token]; c != nil && e.Unmoved && c.attempt == r.Attempt {
+		if c.attempt--; c.unmoved() {
+			delete(b.chains, r.Token)
+		}
 	}
 	b.end(r)
 }
@@ -346,6 +351,6 @@ func (b *Book) moved(e ChainEvent) {
 func (b *Book) opened(token, link proof.Digest) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c := b.chain(token)
-	return c.head != nil && *c.head == link
+	c := b.chains[token]
+	return c != nil && c.head != nil && *c.head == link
 }
