@@ -53,7 +53,7 @@ import (
 //	user = "libvirt-qemu"                # who QEMU runs as; its processes must be this user's. Empty: not compared
 //
 //	[launch]
-//	max       = 64                       # launches at work at one time; more wait
+//	max       = 64                       # launches at work at one time; four times as many (at least 64) wait, more are refused with tpm-busy
 //	timeout   = "15m"                    # one launch, measuring included
 //
 //	[stray]

@@ -120,10 +120,13 @@ func (d *Daemon) Open(ctx context.Context) error {
 	if d.Audit, err = audit.Open(journal.OS{}, AuditPath(d.Config.StateDir), d.Clock.Now, d.Log); err != nil {
 		return err
 	}
-	book, j, err := OpenBook(journal.OS{}, filepath.Join(d.Config.StateDir, "journal"), d.Clock.Now, func() { poke(d.changed); poke(d.rearm) },
+	book, j, err := OpenBook(Store{FS: journal.OS{}, Dir: filepath.Join(d.Config.StateDir, "journal")}, d.Clock.Now, func() { poke(d.changed); poke(d.rearm) },
 		func(to launcher.Journal) launcher.Journal { return audited{to, d.Audit} })
 	if err != nil {
 		return err
+	}
+	if n := book.Late(); n > 0 {
+		d.Log.Warn("the journal tells of strays of domains that were forgotten by then: they are left out", "entries", n)
 	}
 	d.journal = j
 	within, err := time.ParseDuration(d.Config.TPM.Timeout)

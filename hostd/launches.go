@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -22,6 +23,9 @@ const (
 // maxKept bounds how many ended launches are kept in memory for those who ask.
 const maxKept = 1024
 
+// queued is how many launches may wait for their turn: four for each that is at work, and no fewer than an engine brings at one time.
+func queued(slots int) int { return 4 * max(slots, 16) }
+
 // Launches runs launches by themselves: a caller gets an id at once and asks how far it is.
 type Launches struct {
 	Launcher *launcher.Launcher
@@ -33,9 +37,10 @@ type Launches struct {
 	slots    chan struct{}
 	work     sync.WaitGroup
 
-	mu    sync.Mutex
-	all   map[string]*Launch
-	order []string
+	mu      sync.Mutex
+	all     map[string]*Launch
+	order   []string
+	waiting int // for their turn
 }
 
 // Launch is one launch. Its fields are read through View.
@@ -57,7 +62,7 @@ type View struct {
 	Would            *proof.Statement
 }
 
-// NewLaunches makes room for max launches at work; more wait their turn.
+// NewLaunches makes room for max launches at work; more wait their turn, and beyond those that may wait they are refused.
 func NewLaunches(ctx context.Context, l *launcher.Launcher, log *slog.Logger, max int, timeout time.Duration) *Launches {
 	return &Launches{Launcher: l, Log: log, Timeout: timeout, ctx: ctx, slots: make(chan struct{}, max), all: map[string]*Launch{}}
 }
@@ -87,6 +92,10 @@ func (l *Launches) Submit(req launcher.Request) (*Launch, *proof.Refusal) {
 	if l.ctx.Err() != nil {
 		return nil, proof.Refuse(proof.Internal, "the daemon is about to stop")
 	}
+	if most := queued(cap(l.slots)); l.waiting >= most {
+		return nil, proof.Refuse(proof.TPMBusy, "too many launches wait for their turn", proof.Fact{Name: "waiting", Value: strconv.Itoa(most)})
+	}
+	l.waiting++
 	n := &Launch{view: View{ID: req.ID, Asked: req.Asked, State: LaunchRunning, Step: launcher.StepRead, DryRun: req.DryRun}, done: make(chan struct{})}
 	l.all[req.ID] = n
 	l.order = append(l.order, req.ID)
@@ -125,16 +134,26 @@ func (l *Launches) launch(n *Launch, req launcher.Request) (out *launcher.Outcom
 	}()
 	ctx, cancel := context.WithTimeout(l.ctx, l.Timeout)
 	defer cancel()
+	called := sync.OnceFunc(l.called)
+	defer called()
 	select {
 	case l.slots <- struct{}{}:
 		defer func() { <-l.slots }()
 	case <-ctx.Done():
 		return nil, proof.Refuse(proof.Internal, "the launch waited for its turn too long")
 	}
+	called()
 	if req.Arm {
 		return l.Launcher.Arm(ctx, req, n)
 	}
 	return l.Launcher.Launch(ctx, req, n)
+}
+
+// called: a launch waits no more.
+func (l *Launches) called() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting--
 }
 
 // tell says how a launch ended. A start that the hook did not see speaks of the host, not of the launch alone.

@@ -46,8 +46,8 @@ func (a *attempt) arm(ctx context.Context) (*Outcome, *proof.Refusal) {
 	if refusal := unsealable(c); refusal != nil {
 		return nil, refusal
 	}
-	if !l.Book.Keeps(uuid) {
-		return nil, proof.Refuse(proof.RequestInvalid, "this host keeps no more domains: forget some")
+	if refusal := l.room(ctx, uuid); refusal != nil {
+		return nil, refusal
 	}
 
 	// Still step 1: measure, and check what can be checked without the verifier. A crash here changes nothing.

@@ -82,9 +82,14 @@ type chain struct {
 	attempt uint32        // attempts used for the next link
 }
 
+// unmoved says that nothing is known of the chain: it need not be kept.
+func (c *chain) unmoved() bool { return c.head == nil && c.attempt == 0 }
+
 // Book is the state that the journal's entries make. Replaying the journal and normal operation go through the same apply,
 // so that recovery is not a second program.
 type Book struct {
+	Shorter Shorter // nil: the journal grows; set before the first Write
+
 	journal Journal
 	now     func() time.Time
 	changed func() // after every entry; may be nil
@@ -95,92 +100,92 @@ type Book struct {
 	ended    []string
 	chains   map[proof.Digest]*chain
 	owed     []ChainEvent
+
+	writing sync.RWMutex      // held by those who write, and for itself by who makes the journal shorter
+	lanes   [lanes]sync.Mutex // who writes of a domain, from the check of its entry until the book has it
+	late    int
 }
 
 // NewBook replays the entries that were found in the journal.
 func NewBook(j Journal, now func() time.Time, changed func(), found []*Entry) (*Book, error) {
 	b := &Book{journal: j, now: now, changed: changed, domains: map[string]*Domain{}, launches: map[string]*Record{}, chains: map[proof.Digest]*chain{}}
+	gone := map[string]bool{}
 	for i, e := range found {
+		if e.What == WroteStray && gone[e.UUID] && b.domains[e.UUID] == nil {
+			b.late++ // until Write kept their order, a stray could get behind the end of its domain
+			continue
+		}
+		e.Refusal = brief(e.Refusal)
 		if err := b.apply(e); err != nil {
 			return nil, fmt.Errorf("cannot replay entry %d of the journal: %w", i, err)
+		}
+		if e.What == WroteForgotten {
+			gone[e.UUID] = true
 		}
 	}
 	return b, nil
 }
 
-// Write puts the entry into the journal, and then into the book. After an error it is in neither, or in the journal alone as after a crash.
-func (b *Book) Write(e *Entry) error {
-	e.At = b.now().Unix()
-	if err := b.journal.Append(e); err != nil {
-		return &unwritten{err}
-	}
-	b.mu.Lock()
-	err := b.apply(e)
-	b.mu.Unlock()
-	if err == nil && b.changed != nil {
-		b.changed()
-	}
-	return err
-}
-
-// unwritten is the error of a journal that cannot be written. It is a refusal, since nothing may start without its entry.
-type unwritten struct{ cause error }
-
-func (u *unwritten) Error() string { return "cannot write journal: " + u.cause.Error() }
-func (u *unwritten) Unwrap() error { return u.cause }
-
-// As makes a refusal of it.
-func (u *unwritten) As(target any) bool {
-	r, ok := target.(**proof.Refusal)
-	if ok {
-		*r = proof.Refuse(proof.Internal, "hostd's journal cannot be written, so nothing is launched", proof.Fact{Name: "cause", Value: u.cause.Error()})
-	}
-	return ok
-}
-
-// Blame keeps why a launch is being undone where the journal could not take it. Memory alone has it: a crash finds that the launch was cut short.
-func (b *Book) Blame(launch string, why *proof.Refusal) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if r := b.launches[launch]; r != nil && r.Refusal == nil && !r.Ended() {
-		r.Refusal = why
-	}
-}
-
-// apply is the whole meaning of the journal.
-func (b *Book) apply(e *Entry) error {
+// check says why an entry means nothing to the book as it is. Write asks it before it appends, so that what is in the journal can be replayed.
+func (b *Book) check(e *Entry) error {
 	switch e.What {
 	case WroteSnapshot:
-		return b.restore(e.Snapshot)
+		return nil // restore looks
 	case WroteEvent:
 		if e.Event == nil {
 			return fmt.Errorf("%s without an event", e.What)
 		}
+		return nil
+	case WroteTold:
+		if e.Event == nil || !slices.Contains(b.owed, *e.Event) {
+			return fmt.Errorf("%s, but nothing like it was owed", e.What)
+		}
+		return nil
+	}
+	if b.domains[e.UUID] == nil && (e.UUID == "" || !slices.Contains([]string{WroteIntent, WroteRefused, WroteArmed}, e.What)) {
+		return fmt.Errorf("%s of an %w %q", e.What, errUnknown, e.UUID)
+	}
+	switch e.What {
+	case WroteArmed:
+		if e.Token == nil || e.Configuration == nil || e.TokenText == "" || len(e.Request) == 0 {
+			return fmt.Errorf("%s without token or request", e.What)
+		}
+		return nil
+	case WroteDefined, WroteDisarmed, WroteIntent, WroteRefused:
+		return nil
+	}
+	if b.launches[e.Launch] == nil && !ofDomain(e.What) {
+		return fmt.Errorf("%s of an unknown launch %q", e.What, e.Launch)
+	}
+	return nil
+}
+
+// apply is the whole meaning of the journal.
+func (b *Book) apply(e *Entry) error {
+	if err := b.check(e); err != nil {
+		return err
+	}
+	switch e.What {
+	case WroteSnapshot:
+		return b.restore(e.Snapshot)
+	case WroteEvent:
 		b.moved(*e.Event)
 		b.owed = append(b.owed, *e.Event)
 		return nil
 	case WroteTold:
-		at := -1
-		if e.Event != nil {
-			at = slices.Index(b.owed, *e.Event)
-		}
-		if at < 0 {
-			return fmt.Errorf("%s, but nothing like it was owed", e.What)
-		}
+		at := slices.Index(b.owed, *e.Event)
 		b.owed = slices.Delete(b.owed, at, at+1)
 		return nil
 	}
 	d := b.domains[e.UUID]
 	if d == nil {
-		if e.UUID == "" || !slices.Contains([]string{WroteIntent, WroteRefused, WroteArmed}, e.What) {
-			return fmt.Errorf("%s of an unknown domain %q", e.What, e.UUID)
-		}
 		d = &Domain{UUID: e.UUID}
 		b.domains[e.UUID] = d
 	}
 	switch e.What {
 	case WroteArmed:
-		return d.arm(e)
+		d.arm(e)
+		return nil
 	case WroteDefined:
 		d.Defined = true
 		return nil
@@ -190,9 +195,6 @@ func (b *Book) apply(e *Entry) error {
 	}
 	r := b.launches[e.Launch]
 	if r == nil {
-		if e.What != WroteIntent && e.What != WroteRefused && !ofDomain(e.What) {
-			return fmt.Errorf("%s of an unknown launch %q", e.What, e.Launch)
-		}
 		r = &Record{Launch: e.Launch, UUID: e.UUID, Asked: e.Asked, At: e.At}
 		if e.Launch != "" && (e.What == WroteIntent || e.What == WroteRefused) {
 			b.launches[e.Launch] = r
@@ -272,17 +274,13 @@ func (d *Domain) disarm(e *Entry) {
 }
 
 // arm notes what any libvirt client may start from now on, and with which token.
-func (d *Domain) arm(e *Entry) error {
-	if e.Token == nil || e.Configuration == nil || e.TokenText == "" || len(e.Request) == 0 {
-		return fmt.Errorf("%s without token or request", e.What)
-	}
+func (d *Domain) arm(e *Entry) {
 	d.Name, d.Registered, d.Armed, d.Defined, d.Refusal, d.Volumes = e.Name, true, true, false, nil, e.Volumes
 	d.TokenText, d.Token, d.Configuration, d.Request = e.TokenText, *e.Token, *e.Configuration, e.Request
 	if d.State == "" || d.State == StateRefused {
 		d.State = StateArmed
 	}
 	d.remember(e)
-	return nil
 }
 
 // refused ends a launch. One that was refused before it meant anything to the chain changes nothing of a domain that was there before.
@@ -307,8 +305,10 @@ func (b *Book) refused(e *Entry, d *Domain, r *Record) {
 	if d.Proof == nil && !d.Armed {
 		d.Registered, d.Volumes = false, nil
 	}
-	if c := b.chain(r.Token); e.Unmoved && c.attempt == r.Attempt {
-		c.attempt--
+	if c := b.chains[r.Token]; c != nil && e.Unmoved && c.attempt == r.Attempt {
+		if c.attempt--; c.unmoved() {
+			delete(b.chains, r.Token)
+		}
 	}
 	b.end(r)
 }
@@ -351,6 +351,6 @@ func (b *Book) moved(e ChainEvent) {
 func (b *Book) opened(token, link proof.Digest) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c := b.chain(token)
-	return c.head != nil && *c.head == link
+	c := b.chains[token]
+	return c != nil && c.head != nil && *c.head == link
 }

@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 
@@ -11,8 +12,10 @@ import (
 func (b *Book) Next(token proof.Digest) (previous *proof.Digest, attempt uint32) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c := b.chain(token)
-	return c.head, c.attempt + 1
+	if c := b.chains[token]; c != nil {
+		return c.head, c.attempt + 1
+	}
+	return nil, 1
 }
 
 // undone is the launch of a token and link that ended refused and of which no guest ran; nil: there is none.
@@ -49,6 +52,22 @@ func (b *Book) Keeps(uuid string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.domains[uuid] != nil || len(b.domains) < maxDomains
+}
+
+// spare lists domains that are kept for people alone, those that have been longest first: what was asked for was refused, and nothing of it is anywhere.
+func (b *Book) spare() []*Domain {
+	var all []*Domain
+	for _, d := range b.Domains() {
+		if d.spare() {
+			all = append(all, d)
+		}
+	}
+	slices.SortStableFunc(all, func(x, y *Domain) int { return cmp.Compare(x.Since, y.Since) })
+	return all
+}
+
+func (d *Domain) spare() bool {
+	return d != nil && d.State == StateRefused && !d.Registered && !d.Armed && d.Link == nil && d.Saved == nil
 }
 
 // Domains returns copies of all, by UUID.

@@ -77,7 +77,7 @@ func (s *sim) onDisk() (*Book, error) {
 	c := s.clone()
 	c.fs.PowerLoss(0, nil)
 	c.fs.Call = nil
-	book, _, err := OpenBook(c.fs, s.dir, fakeClock{}.Now, nil)
+	book, _, err := OpenBook(c.fs, s.dir, fakeClock{}.Now, 0)
 	return book, err
 }
 

@@ -10,7 +10,7 @@ import (
 
 // The simulation opens the journal as the daemon does.
 func init() {
-	launcher.OpenBook = func(fs journal.FS, dir string, now func() time.Time, changed func()) (*launcher.Book, *journal.Journal, error) {
-		return hostd.OpenBook(fs, dir, now, changed)
+	launcher.OpenBook = func(fs journal.FS, dir string, now func() time.Time, growth int64) (*launcher.Book, *journal.Journal, error) {
+		return hostd.OpenBook(hostd.Store{FS: fs, Dir: dir, Growth: growth}, now, nil)
 	}
 }

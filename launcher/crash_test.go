@@ -69,6 +69,8 @@ func sequences() []*sequence {
 			}
 			both.Wait()
 		}},
+		{"launch again, and the journal is made shorter", func(t *testing.T, s *sim) { s.growth = 1; stopped(t, s) }, launch},
+		{"stop, and the journal is made shorter", func(t *testing.T, s *sim) { s.growth = 1; launched(t, s) }, func(s *sim) { unheard(s.world.l.Stop(ctx, guestUUID)) }},
 		{"recovery of a paused guest", cutShort("create#0", after), recovery},
 		{"recovery of a proved guest", cutShort("resume#0", before), recovery},
 		{"recovery of an undoing", cutShort("destroy#0", after), recovery},
@@ -196,7 +198,11 @@ func crashAll(t *testing.T) {
 			if len(s.xml) > 1 {
 				n = 1 // twice the effects, and their order differs from run to run
 			}
-			every := points(effectsOf(t, s), n)
+			effects := effectsOf(t, s)
+			if s.growth > 0 && !slices.Contains(effects, "fs rename#0") {
+				t.Error("the journal was not made shorter")
+			}
+			every := points(effects, n)
 			shown := 0
 			for i := 0; i < len(every); i += stride {
 				p := every[i]

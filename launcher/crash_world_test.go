@@ -23,7 +23,8 @@ import (
 )
 
 // OpenBook is hostd's: this room may not import hostd, its external tests may.
-var OpenBook func(fs journal.FS, dir string, now func() time.Time, changed func()) (*Book, *journal.Journal, error)
+// growth is by how much the journal grows before it is made shorter; zero: by more than a test writes.
+var OpenBook func(fs journal.FS, dir string, now func() time.Time, growth int64) (*Book, *journal.Journal, error)
 
 // end is what happens at a crash point.
 type end int
@@ -76,6 +77,7 @@ type sim struct {
 	xml     map[string][]byte
 	before  map[string][]byte // definitions from before the step
 	step    *sequence
+	growth  int64
 
 	pmu     sync.Mutex
 	point   *point
@@ -120,7 +122,7 @@ func (s *sim) clone() *sim {
 		copied := *c
 		w.chains[k] = &copied
 	}
-	c := &sim{world: w, fs: s.fs.Clone(), dir: s.dir, token: s.token, others: s.others, xml: s.xml, before: maps.Clone(s.before), step: s.step, nth: map[string]int{}}
+	c := &sim{world: w, fs: s.fs.Clone(), dir: s.dir, token: s.token, others: s.others, xml: s.xml, before: maps.Clone(s.before), step: s.step, growth: s.growth, nth: map[string]int{}}
 	c.attach()
 	return c
 }
@@ -223,7 +225,7 @@ func (s *sim) path() string { return filepath.Join(s.dir, "launches") }
 
 // start is hostd's start: the journal is replayed.
 func (s *sim) start() error {
-	book, j, err := OpenBook(s.fs, s.dir, fakeClock{s.world}.Now, nil)
+	book, j, err := OpenBook(s.fs, s.dir, fakeClock{s.world}.Now, s.growth)
 	if err != nil {
 		return err
 	}

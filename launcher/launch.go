@@ -99,6 +99,11 @@ func (a *attempt) read() *proof.Refusal {
 		id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // RFC 9562, version 4
 		a.config.SetUUID(id)
 	}
+	if n := len(domain.Emit(a.config, domain.Additions{})); n > domain.MaxXML {
+		// Libvirt would give back more than can be read, and the journal keeps it.
+		return proof.Refuse(proof.RequestInvalid, "the domain's XML is too long in full explicit form",
+			proof.Fact{Name: "bytes", Want: fmt.Sprintf("at most %d", domain.MaxXML), Got: fmt.Sprint(n)})
+	}
 	a.w.Domain(a.config.UUID.String(), a.config.Name)
 	a.facts = Facts{Action: a.req.Action, Mode: a.req.mode(), Config: a.config, Token: a.token.Digest(), Header: &a.token.Header}
 	return nil

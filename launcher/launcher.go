@@ -46,7 +46,9 @@ type Launcher struct {
 	pending map[domain.UUID]*pending
 	begun   sync.WaitGroup // starts by other clients that are not at their end
 
-	turns    map[domain.UUID]uint64   // how often each was claimed
+	claims   uint64                   // that were made
+	turns    map[domain.UUID]uint64   // the number of each domain's newest claim
+	past     uint64                   // claims up to this one are not in turns any more
 	compared map[domain.UUID][32]byte // digests of live definitions that were compared and found good; of proved guests only
 }
 
@@ -116,6 +118,9 @@ type Outcome struct {
 	Would *proof.Statement // of a dry run: what would have been asked for
 }
 
+// maxTurns bounds how many domains' claims are remembered.
+const maxTurns = 2 * maxDomains
+
 // claim makes sure that one thing at a time happens to a domain.
 func (l *Launcher) claim(id domain.UUID) (release func(), err *proof.Refusal) {
 	l.mu.Lock()
@@ -123,42 +128,40 @@ func (l *Launcher) claim(id domain.UUID) (release func(), err *proof.Refusal) {
 	if l.busy[id] {
 		return nil, proof.Refuse(proof.RequestInvalid, "another launch or stop of this domain is under way", proof.Fact{Name: "uuid", Value: id.String()})
 	}
-	l.busy[id] = true
-	l.turns[id]++
+	return l.claimed(id), nil
+}
+
+// claimed marks a claim. The caller holds mu.
+func (l *Launcher) claimed(id domain.UUID) (release func()) {
+	if len(l.turns) >= maxTurns {
+		clear(l.turns)
+		l.past = l.claims // who began to look before now looks again
+	}
+	l.claims++
+	l.busy[id], l.turns[id] = true, l.claims
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(l.busy, id)
-	}, nil
+	}
 }
 
-// turn is how often a domain was claimed, for whoever only looks: the reconcile worker asks libvirt, which may be waiting for a hook that waits for
+// turn is the number of the newest claim of all, for whoever only looks: the reconcile worker asks libvirt, which may be waiting for a hook that waits for
 // the claim, so that it looks without one and claims afterwards, if nobody has been there meanwhile. ok is false while somebody has the domain.
 func (l *Launcher) turn(id domain.UUID) (turn uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.turns[id], !l.busy[id]
+	return l.claims, !l.busy[id]
 }
 
 // claimAt claims the domain if nobody has claimed it since turn.
 func (l *Launcher) claimAt(id domain.UUID, turn uint64) (release func(), ok bool) {
 	l.mu.Lock()
-	since := l.turns[id] - turn
-	l.mu.Unlock()
-	if since != 0 {
-		return nil, false
-	}
-	free, refusal := l.claim(id)
-	if refusal != nil {
-		return nil, false
-	}
-	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.turns[id] != turn+1 { // another one came and went between the two
-		delete(l.busy, id)
+	if l.busy[id] || max(l.turns[id], l.past) > turn {
 		return nil, false
 	}
-	return free, true
+	return l.claimed(id), true
 }
 
 // claimSoon claims a domain, and waits a little for what is under way.

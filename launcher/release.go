@@ -150,6 +150,9 @@ func (a *attempt) state() *proof.Refusal {
 
 // ask writes the intent and asks for the release.
 func (a *attempt) ask(ctx context.Context) *proof.Refusal {
+	if refusal := a.room(ctx, a.config.UUID.String()); refusal != nil {
+		return refusal
+	}
 	config := a.config.Digest()
 	err := a.Book.Write(&Entry{What: WroteIntent, Launch: a.req.ID, UUID: a.config.UUID.String(), Name: a.config.Name, Request: domain.Emit(a.config, domain.Additions{}), Asked: a.req.Asked,
 		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config, Link: &a.link, Attempt: a.number, Image: a.facts.Statement.SavedImage})

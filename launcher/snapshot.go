@@ -52,7 +52,9 @@ func (b *Book) restore(s *Snapshot) error {
 			b.ended = append(b.ended, s.Launch.Launch)
 		}
 	case s.Chain != nil:
-		b.chains[s.Chain.Token] = &chain{head: s.Chain.Head, attempt: s.Chain.Attempt}
+		if c := (&chain{head: s.Chain.Head, attempt: s.Chain.Attempt}); !c.unmoved() {
+			b.chains[s.Chain.Token] = c
+		}
 	case s.Owed != nil:
 		b.owed = append(b.owed, *s.Owed)
 	default:

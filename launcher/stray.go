@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"errors"
 
 	"troth/launcher/domain"
 	"troth/proof"
@@ -59,11 +60,15 @@ func (l *Launcher) EndStray(ctx context.Context, id domain.UUID, policy string) 
 	return true, nil
 }
 
-// NoteStray keeps for people that a guest of a known domain was found without a grant.
+// NoteStray keeps for people that a guest of a known domain was found without a grant. It claims nothing: the domain may be forgotten meanwhile.
 func (l *Launcher) NoteStray(uuid string, why *proof.Refusal) error {
 	d := l.Book.Domain(uuid)
 	if d == nil {
 		return nil
 	}
-	return l.Book.Write(&Entry{What: WroteStray, Launch: d.Launch, UUID: uuid, Refusal: why})
+	err := l.Book.Write(&Entry{What: WroteStray, Launch: d.Launch, UUID: uuid, Refusal: why})
+	if errors.Is(err, errUnknown) {
+		return nil
+	}
+	return err
 }

@@ -94,7 +94,7 @@ func (l *Launcher) restore(ctx context.Context, id domain.UUID, before []byte) e
 
 // Stop destroys the guest and closes its link. A domain that does not run is closed too, so that its token can be used again.
 func (l *Launcher) Stop(ctx context.Context, uuid string) *proof.Refusal {
-	d, id, refusal := l.registered(uuid)
+	_, id, refusal := l.registered(uuid)
 	if refusal != nil {
 		return refusal
 	}
@@ -103,6 +103,11 @@ func (l *Launcher) Stop(ctx context.Context, uuid string) *proof.Refusal {
 		return refusal
 	}
 	defer free()
+	// Read only now: the launch that was waited for has left another link to close.
+	d, _, refusal := l.registered(uuid)
+	if refusal != nil {
+		return refusal
+	}
 	// A crash here: the event or the reconcile scan finds the guest gone and closes its link.
 	if err := l.Virt.Destroy(ctx, id); err != nil {
 		return Refusal("stop", err)
@@ -118,7 +123,7 @@ func (l *Launcher) Stop(ctx context.Context, uuid string) *proof.Refusal {
 
 // Delete stops the guest, removes its definition and forgets the domain.
 func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
-	d, id, refusal := l.known(uuid)
+	_, id, refusal := l.known(uuid)
 	if refusal != nil {
 		return refusal
 	}
@@ -127,6 +132,10 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 		return refusal
 	}
 	defer free()
+	d, _, refusal := l.known(uuid) // read only now, as in Stop
+	if refusal != nil {
+		return refusal
+	}
 	if d.Registered {
 		if err := l.Virt.Destroy(ctx, id); err != nil {
 			return Refusal("delete", err)
@@ -142,7 +151,7 @@ func (l *Launcher) Delete(ctx context.Context, uuid string) *proof.Refusal {
 			return Refusal("delete", err)
 		}
 	}
-	if err := l.Book.Write(&Entry{What: WroteForgotten, UUID: uuid}); err != nil {
+	if err := l.Book.Write(&Entry{What: WroteForgotten, UUID: d.UUID}); err != nil {
 		return Refusal("delete", err)
 	}
 	if err := l.Tell(ctx); err != nil {

@@ -27,17 +27,21 @@ const (
 	headLen    = 2*chainLen + 1 + settledLen + 1 // of a line, before the payload
 	// MaxRecord bounds one record: a proof with its definition fits many times.
 	MaxRecord = 8 << 20
-	// maxFile bounds what Open reads into memory.
-	maxFile = 1 << 30
+	// MaxFile bounds the file: what Open reads into memory, and so what Append and Rewrite make.
+	MaxFile = 1 << 30
 )
 
 // ErrDamaged says that the journal was changed before its end. Nobody repairs it by guessing: the daemon does not start on it.
 var ErrDamaged = errors.New("journal is damaged before its end")
 
+// ErrFull says that the journal has no room for a record before it is made shorter.
+var ErrFull = errors.New("journal is full")
+
 // Journal is open for appending. Safe for concurrent use; concurrent appends share a sync.
 type Journal struct {
 	fs   FS
 	path string
+	max  int64 // bytes of the file
 
 	mu      sync.Mutex // guards the fields below
 	file    File
@@ -58,9 +62,9 @@ func Open(fs FS, path string) (*Journal, [][]byte, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot open journal: %w", err)
 	}
-	content, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(content) > maxFile {
-		err = fmt.Errorf("is larger than %d bytes", maxFile)
+	content, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	if err == nil && len(content) > MaxFile {
+		err = fmt.Errorf("is larger than %d bytes", MaxFile)
 	}
 	if err != nil {
 		return nil, nil, closeAfter(f, fmt.Errorf("cannot read journal %s: %w", path, err))
@@ -69,7 +73,7 @@ func Open(fs FS, path string) (*Journal, [][]byte, error) {
 	if err != nil {
 		return nil, nil, closeAfter(f, fmt.Errorf("cannot read journal %s: %w", path, err))
 	}
-	j := &Journal{fs: fs, path: path, file: f, chain: chain, size: size, failed: make(chan struct{})}
+	j := &Journal{fs: fs, path: path, max: MaxFile, file: f, chain: chain, size: size, failed: make(chan struct{})}
 	if err := j.settle(records, int64(len(content))); err != nil {
 		return nil, nil, closeAfter(j.file, err)
 	}
@@ -184,6 +188,9 @@ func (j *Journal) write(record []byte) (uint64, error) {
 	if j.broken != nil {
 		return 0, fmt.Errorf("cannot append to journal: an earlier write failed: %w", j.broken)
 	}
+	if j.size+int64(headLen+len(record)+1) > j.max {
+		return 0, fmt.Errorf("cannot append to journal: %w", ErrFull)
+	}
 	line, next := appendLine(nil, j.chain, j.settled, record)
 	if _, err := j.file.Write(line); err != nil {
 		// No space, or half a line: cut it off, so that the next record stands on a whole one.
@@ -233,7 +240,15 @@ func (j *Journal) breaks(err error) {
 // Failed is closed when nobody knows any more what the disk holds: open the journal anew.
 func (j *Journal) Failed() <-chan struct{} { return j.failed }
 
-// Rewrite puts records in place of all that the journal holds, in one step: after a crash either the old content is there or the new.
+// Size is how many bytes the journal has.
+func (j *Journal) Size() int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.size
+}
+
+// Rewrite puts records in place of all that the journal holds, in one step: after a crash either the old content is there or the new. The caller sees to it
+// that no Append is under way: what it appends would be replaced.
 func (j *Journal) Rewrite(records [][]byte) error {
 	j.syncMu.Lock()
 	defer j.syncMu.Unlock()
@@ -251,6 +266,9 @@ func (j *Journal) Rewrite(records [][]byte) error {
 		}
 		total += int64(headLen + len(r) + 1)
 	}
+	if total > j.max {
+		return fmt.Errorf("cannot rewrite journal: %w", ErrFull)
+	}
 	for _, r := range records {
 		content, chain = appendLine(content, chain, total, r)
 	}
@@ -259,7 +277,8 @@ func (j *Journal) Rewrite(records [][]byte) error {
 		return fmt.Errorf("cannot rewrite journal: %w", err)
 	}
 	if _, err := f.Write(content); err != nil {
-		return closeAfter(f, fmt.Errorf("cannot rewrite journal: %w", err))
+		// Its blocks are given back: the journal that stays may need them.
+		return closeAfter(f, fmt.Errorf("cannot rewrite journal: %w", errors.Join(err, f.Truncate(0))))
 	}
 	if err := f.Sync(); err != nil {
 		return closeAfter(f, fmt.Errorf("cannot rewrite journal: %w", err))

@@ -388,3 +388,51 @@ func TestRealFiles(t *testing.T) {
 	}
 	equal(t, texts(records), "a2", "b", "c")
 }
+
+// TestFull: no append and no rewrite makes a journal that is larger than Open reads.
+func TestFull(t *testing.T) {
+	fs := newMemFS()
+	j, _ := open(t, fs)
+	j.max = 3 * (headLen + 2)
+	for _, r := range []string{"a", "b", "c"} {
+		if err := j.Append([]byte(r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Append([]byte("d")); !errors.Is(err, ErrFull) {
+		t.Errorf("append: %v", err)
+	}
+	if err := j.Rewrite([][]byte{[]byte("a"), []byte("b"), []byte("cc")}); !errors.Is(err, ErrFull) {
+		t.Errorf("rewrite: %v", err)
+	}
+	if err := j.Rewrite([][]byte{[]byte("c")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Append([]byte("d")); err != nil {
+		t.Fatal(err)
+	}
+	_, got := open(t, fs)
+	equal(t, got, "c", "d")
+}
+
+// TestRewriteWithoutSpace: a rewrite that finds no space leaves nothing behind that takes the journal's.
+func TestRewriteWithoutSpace(t *testing.T) {
+	fs := newMemFS()
+	j, _ := open(t, fs)
+	if err := j.Append([]byte("a")); err != nil {
+		t.Fatal(err)
+	}
+	fs.fail["write"], fs.short = syscall.ENOSPC, 20
+	if err := j.Rewrite([][]byte{[]byte("b")}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("got %v", err)
+	}
+	if n := len(fs.files["j.new"].now); n != 0 {
+		t.Errorf("%d bytes are left", n)
+	}
+	delete(fs.fail, "write")
+	if err := j.Append([]byte("c")); err != nil {
+		t.Fatal(err)
+	}
+	_, got := open(t, fs)
+	equal(t, got, "a", "c")
+}
