@@ -45,7 +45,7 @@ func TestShorterWhileRunning(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if n := size(fs); n > 400<<10 {
+	if n := size(fs); n > 600<<10 {
 		t.Errorf("the journal has %d bytes", n)
 	}
 	lost := fs.Clone()
