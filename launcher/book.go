@@ -95,6 +95,7 @@ type Book struct {
 	ended    []string
 	chains   map[proof.Digest]*chain
 	owed     []ChainEvent
+	taking   map[string][]Volume // by domain, what is just being written as its own
 }
 
 // NewBook replays the entries that were found in the journal.

@@ -132,6 +132,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	// Still step 2: the decision. Images and hook are asked once more, since hashing and the network took their time.
 	w.Step(StepDecide)
 	a.facts.Recheck = a.recheck()
+	a.whose()
 	a.facts.HookFailure = reason(l.Hook.Ready())
 	a.facts.Now = l.Clock.Boot()
 	if a.permit, refusal = Decide(a.facts); refusal != nil {
@@ -144,7 +145,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	if a.before, err = l.Virt.Inactive(ctx, c.UUID); err != nil {
 		return nil, Refusal(StepGrant, err)
 	}
-	if err := l.Book.Write(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Previous: a.before, Volumes: a.images.volumes()}); err != nil {
+	if err := a.publish(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Previous: a.before}); err != nil {
 		return nil, Refusal(StepGrant, err)
 	}
 	a.granted = true

@@ -97,6 +97,7 @@ func (a *attempt) obtainOnce(ctx context.Context) (*proof.Released, *proof.Refus
 		return nil, refusal
 	}
 	a.facts.Recheck = a.recheck()
+	a.whose()
 	a.facts.HookFailure = reason(a.Hook.Ready())
 	a.facts.Now = a.Clock.Boot()
 	if refusal := Rehearse(a.facts); refusal != nil || a.req.DryRun {

@@ -58,7 +58,8 @@ type world struct {
 	real    *realFiles // instead of the made-up files below
 	files   map[string][]byte
 	opened  int
-	changed map[string]bool // was written to since it was measured
+	changed map[string]bool   // was written to since it was measured
+	links   map[string]string // paths that lead to another path's file
 
 	// secrets
 	secrets  map[string][]byte
