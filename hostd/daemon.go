@@ -146,7 +146,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 		u := uint32(uid)
 		d.Launcher.QEMU = &u
 	}
-	d.Launcher.Sign, d.Launcher.Leads = d.sign, d.Registry.Leads
+	d.Launcher.Sign, d.Launcher.Leads, d.Launcher.Emulators = d.sign, d.Registry.Leads, holders{lookAround}
 	d.Launcher.Start()
 	d.Hook.Starts = d.Launcher
 	d.Strays = d.newStrays()

@@ -136,6 +136,83 @@ func testVolumeOfAnother(t *testing.T) {
 		}
 	})
 	t.Run("at once", testVolumeTakenTwice)
+	t.Run("open elsewhere", testVolumeOpenElsewhere)
+}
+
+// testVolumeOpenElsewhere: somebody with a token that no verifier knows asks for the image that untrusted guests run from, as a disk to write to. Published as
+// one domain's own it would have them ended.
+func testVolumeOpenElsewhere(t *testing.T) {
+	refused := func(w *world, refusal *proof.Refusal) {
+		t.Helper()
+		expect(t, refusal, proof.ConfigurationNotAllowed)
+		if said := refusal.Error(); !strings.Contains(said, "/images/data.img") || !strings.Contains(said, "pid 4711") {
+			t.Errorf("%s: names no file or no process", said)
+		}
+		if d := w.l.Book.Domain(guestUUID); d.Registered || len(d.Volumes) > 0 {
+			t.Errorf("it was published: %+v", d.Volumes)
+		}
+	}
+	fresh := func() *world {
+		w := newWorld(t)
+		w.files["/images/data.img"], w.links = []byte("what fifty guests run from"), map[string]string{"/images/open.img": "/images/data.img"}
+		return w
+	}
+	stranger := []Holder{{PID: 4711, Start: 1, Exe: "/usr/bin/qemu-system-x86_64", UUIDs: []domain.UUID{{1}}, Path: "/images/open.img"}}
+	for _, arm := range []bool{false, true} {
+		w := fresh()
+		w.strangers = stranger
+		refused(w, w.ask(withDisk(t, dataDisk), arm))
+		if w.released.Load() > 0 {
+			t.Error("a nonce was released")
+		}
+		// Nothing else of that guest's counts, and what it lets go is free.
+		w.strangers = []Holder{{PID: 4711, Path: "/images/vmlinuz"}}
+		if refusal := w.ask(withDisk(t, dataDisk), arm); refusal != nil {
+			t.Fatal(refusal)
+		}
+	}
+	// It was opened while the verifier was asked.
+	w := fresh()
+	w.strikeAt("release", func() { w.strangers = stranger })
+	refused(w, w.ask(withDisk(t, dataDisk), false))
+	w = fresh()
+	w.defineOther(withDisk(t, dataDisk))
+	w.strikeAt("release", func() { w.strangers = stranger })
+	refused(w, Refusal(StepRead, w.startOther(guestUUID)))
+	// Nobody could look.
+	w = fresh()
+	w.failAt("holding#0", false, false)
+	expect(t, w.ask(withDisk(t, dataDisk), true), proof.Internal)
+	// Whose it is already starts it whoever has it open, and asks nobody: that one is a stray.
+	w = owner(t)
+	w.strangers = stranger
+	w.heal()
+	if refusal := w.ask(withDisk(t, dataDisk), false); refusal != nil {
+		t.Fatal(refusal)
+	}
+	if w.count["holding"] > 0 {
+		t.Error("all processes were looked at for nothing")
+	}
+	// Its own guest is no other.
+	w = fresh()
+	if refusal := w.ask(withDisk(t, dataDisk), false); refusal != nil {
+		t.Fatal(refusal)
+	}
+	c, err := domain.Read(withDisk(t, dataDisk), domain.Request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.l.Book.domains[guestUUID].Volumes = nil
+	a := &attempt{Launcher: w.l, config: c, images: &held{images: []*heldImage{{Image: &fakeImage{w: w, path: "/images/data.img"}, path: "/images/data.img", writes: true}}}}
+	if all, err := a.holders(context.Background()); err != nil || len(all) > 0 || w.count["holding"] != 3 {
+		t.Errorf("%v, %v after %d looks", all, err, w.count["holding"])
+	}
+	// Another trusted guest is another guest, for a second domain that reads the same.
+	w = fresh()
+	if refusal := w.ask(withDisk(t, strings.Replace(dataDisk, "</disk>", "<readonly/></disk>", 1)), false); refusal != nil {
+		t.Fatal(refusal)
+	}
+	expect(t, w.ask(second(withDisk(t, dataDisk)), true), proof.ConfigurationNotAllowed)
 }
 
 // testVolumeTakenTwice: two domains name one disk that is nobody's yet, and both are judged before either is written down.

@@ -34,6 +34,7 @@ var checks = []check{
 	keysReleased,       // token-constraint
 	savesAllowed,       // token-constraint
 	ofNobodyElse,       // configuration-not-allowed
+	openNowhereElse,    // configuration-not-allowed
 	configurationSame,  // configuration-changed
 	everythingMeasured, // image-not-measured
 	imagesSame,         // image-changed

@@ -85,3 +85,16 @@ func taken(files []Volume, others []Owned) *proof.Refusal {
 	}
 	return nil
 }
+
+// openNowhereElse: what becomes the domain's alone is open in no other guest, which would be a stray from then on, and ended for it.
+func openNowhereElse(f *Facts) *proof.Refusal {
+	if f.Ownership == nil || len(f.Ownership.Holders) == 0 {
+		return nil
+	}
+	r := proof.Refuse(proof.ConfigurationNotAllowed, "a file that would become this domain's alone is open in another guest")
+	for _, h := range f.Ownership.Holders[:min(len(f.Ownership.Holders), maxTold)] {
+		r.Facts = append(r.Facts, proof.Fact{Name: "path", Value: h.Path}, proof.Fact{Name: "open in", Value: h.String()})
+	}
+	r.Remedy = "Stop that guest, or give the domain a file of its own: only what it does not write to can be shared."
+	return r
+}

@@ -166,6 +166,7 @@ var decideTable = []struct {
 	}},
 	{"another domain's volume", proof.ConfigurationNotAllowed, func(f *Facts) { f.Ownership.Others[0].Path = "/images/vda" }},
 	{"another domain's volume by another path", proof.ConfigurationNotAllowed, func(f *Facts) { f.Ownership.Others[0].Ino = 5 }},
+	{"open in another guest", proof.ConfigurationNotAllowed, func(f *Facts) { f.Ownership.Holders = []Holder{{PID: 1, Path: "/images/vda"}} }},
 	{"another configuration", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Configuration[0] ^= 1 }},
 	{"interactive otherwise", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Interactive = proof.InteractiveYes }},
 	{"firmware not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Firmware, f.Statement.Measurements.Firmware = nil, nil }},

@@ -131,10 +131,9 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 
 	// Still step 2: the decision. Images and hook are asked once more, since hashing and the network took their time.
 	w.Step(StepDecide)
-	a.facts.Recheck = a.recheck()
-	a.whose()
-	a.facts.HookFailure = reason(l.Hook.Ready())
-	a.facts.Now = l.Clock.Boot()
+	if refusal := a.asOfNow(ctx, StepDecide); refusal != nil {
+		return nil, refusal
+	}
 	if a.permit, refusal = Decide(a.facts); refusal != nil {
 		return nil, refusal
 	}

@@ -14,22 +14,23 @@ import (
 
 // Launcher has everything that launches need. Its fields are set once, then Start is called.
 type Launcher struct {
-	Verifier Verifier
-	Epochs   Epochs
-	Chip     Chip
-	Virt     Virt
-	Images   Images
-	Hook     Hook
-	Secrets  Secrets
-	Keys     Keys
-	Saves    Saves
-	Book     *Book
-	Clock    Clock
-	Log      *slog.Logger
-	Sign     func(*proof.TrustLost) ([]byte, error) // with the key that verdicts name
-	QEMU     *uint32                                // who QEMU must run as; nil: not compared
-	Leads    Leads                                  // of registered volumes; nil: they are what they were when they were registered
-	Cleanup  time.Duration                          // how long undoing may take, whatever became of the launch's own context; zero: a minute
+	Verifier  Verifier
+	Epochs    Epochs
+	Chip      Chip
+	Virt      Virt
+	Images    Images
+	Hook      Hook
+	Secrets   Secrets
+	Keys      Keys
+	Saves     Saves
+	Book      *Book
+	Clock     Clock
+	Log       *slog.Logger
+	Sign      func(*proof.TrustLost) ([]byte, error) // with the key that verdicts name
+	QEMU      *uint32                                // who QEMU must run as; nil: not compared
+	Emulators Emulators
+	Leads     Leads         // of registered volumes; nil: they are what they were when they were registered
+	Cleanup   time.Duration // how long undoing may take, whatever became of the launch's own context; zero: a minute
 
 	// StartWithin is how long a start by another client may take from the permit until QEMU runs; zero: a minute. libvirt itself waits 30 s for QEMU's monitor.
 	StartWithin time.Duration

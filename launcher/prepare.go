@@ -120,10 +120,9 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 		return refusal
 	}
 	p.released = released
-	a.facts.Recheck = a.images.recheck()
-	a.whose()
-	a.facts.HookFailure = reason(l.Hook.Ready())
-	a.facts.Now = l.Clock.Boot()
+	if refusal := a.asOfNow(ctx, StepDecide); refusal != nil {
+		return refusal
+	}
 	if a.permit, refusal = Decide(a.facts); refusal != nil {
 		return refusal
 	}

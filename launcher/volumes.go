@@ -1,6 +1,12 @@
 package launcher
 
-import "troth/proof"
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"troth/proof"
+)
 
 // A volume is a file that a registered domain writes to: its writable disks and its variable store. It belongs to that domain alone, which nobody else is let near
 // by the hook, polkit's rule and the scan for strays, and no other trusted domain by what is here. What domains only read, they share.
@@ -20,14 +26,38 @@ func (v Volume) is(other Volume) bool {
 type Ownership struct {
 	Files  []Volume // of the domain: what it boots, reads and writes
 	Others []Owned  // what belongs to other registered domains
+	// Holders are other guests that have open what becomes this domain's alone and was not before.
+	Holders []Holder
+}
+
+// maxTold bounds how many holders a refusal tells of.
+const maxTold = 4
+
+func (h Holder) String() string {
+	return fmt.Sprintf("pid %d, domain %v, %s", h.PID, h.UUIDs, h.Exe)
 }
 
 // Leads says where a volume's path led when it was last asked; false: that is not known.
 type Leads func(path string) (Volume, bool)
 
 // whose finds out whose the files of the launch are, as of now.
-func (a *attempt) whose() {
-	a.facts.Ownership = &Ownership{Files: a.files(), Others: a.Book.others(a.config.UUID.String(), a.Leads)}
+func (a *attempt) whose(ctx context.Context) error {
+	holders, err := a.holders(ctx)
+	a.facts.Ownership = &Ownership{Files: a.files(), Others: a.Book.others(a.config.UUID.String(), a.Leads), Holders: holders}
+	return err
+}
+
+// holders looks for other guests that have open what is about to become this domain's alone: once it is published the scan for strays ends them, whoever
+// asked for it. It looks at all processes, so only when a volume is new to the registry. A guest that opens one after this look and before the registry is
+// published is a stray all the same.
+func (a *attempt) holders(ctx context.Context) ([]Holder, error) {
+	d := a.Book.Domain(a.config.UUID.String())
+	fresh := slices.DeleteFunc(a.images.volumes(), func(v Volume) bool { return d != nil && d.Registered && slices.Contains(d.Volumes, v) })
+	if len(fresh) == 0 {
+		return nil, nil
+	}
+	all, err := a.Emulators.Holding(ctx, fresh)
+	return slices.DeleteFunc(all, func(h Holder) bool { return d.Live().Holds(h.PID, h.Start) }), err
 }
 
 // files are all that the domain opens. Where its serial ports are written to counts by the path alone: that file may not be there yet.

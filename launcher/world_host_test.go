@@ -246,6 +246,34 @@ func (w *world) Process(_ context.Context, id domain.UUID, user *uint32) (p *Pro
 	return p, err
 }
 
+// Holding is the machine's processes: libvirt's guests, and strangers.
+func (w *world) Holding(_ context.Context, files []Volume) (all []Holder, err error) {
+	err = w.call("holding", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		found := slices.Clone(w.strangers)
+		for uuid, xml := range w.live {
+			c, err := domain.Read(xml, domain.Live)
+			if err != nil {
+				return err
+			}
+			for _, d := range c.Disks {
+				found = append(found, Holder{PID: numberOf(uuid), Exe: "/usr/bin/qemu-system-x86_64", UUIDs: []domain.UUID{c.UUID}, Path: d.Source})
+			}
+		}
+		for _, h := range found {
+			for _, f := range files {
+				if f.is(Volume{Path: h.Path, Dev: 1, Ino: w.inode(h.Path)}) {
+					h.Path = f.Path
+					all = append(all, h)
+				}
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
 func (w *world) Runs(_ context.Context, id domain.UUID, user *uint32) (runs bool, err error) {
 	err = w.call("runs", func() error {
 		w.mu.Lock()
