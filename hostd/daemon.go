@@ -151,7 +151,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 		u := uint32(uid)
 		d.Launcher.QEMU = &u
 	}
-	d.Launcher.Sign = d.sign
+	d.Launcher.Sign, d.Launcher.Leads, d.Launcher.Emulators = d.sign, d.Registry.Leads, holders{lookAround}
 	d.Launcher.Kept = func(path string) bool { return hooks.Keeps(path, own...) }
 	d.Launcher.Start()
 	d.Hook.Starts = d.Launcher

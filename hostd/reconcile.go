@@ -178,9 +178,12 @@ func (d *Daemon) tell(ctx context.Context) {
 
 func (d *Daemon) newStrays() *Strays {
 	return &Strays{Policy: d.Config.Stray.Policy, QEMU: d.Launcher.QEMU, Grants: d.Launcher, Live: d.Virt.Live, Registry: d.Registry.Look, End: d.endProcess, Note: d.strayed, Log: d.Log,
-		Look: func(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error) {
-			return emulator.Look(ctx, "/proc", want)
-		}}
+		Look: lookAround}
+}
+
+// lookAround looks at all processes of the machine.
+func lookAround(ctx context.Context, want func(emulator.File) bool) (*emulator.Scan, error) {
+	return emulator.Look(ctx, "/proc", want)
 }
 
 // endProcess has the reaper end an emulator, and where there is none tries itself.

@@ -123,6 +123,12 @@ func (r *Registry) contents() (out ask.Registry, err error) {
 	return out, nil
 }
 
+// Leads says where a volume's path led when it was last asked.
+func (r *Registry) Leads(path string) (launcher.Volume, bool) {
+	v, known := r.places.now(path)
+	return launcher.Volume{Path: v.Path, Dev: v.Dev, Ino: v.Ino}, known
+}
+
 // Failure says why the newest registry could not be published; empty when it was.
 func (r *Registry) Failure() string {
 	r.mu.Lock()

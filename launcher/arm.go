@@ -71,8 +71,8 @@ func (a *attempt) arm(ctx context.Context) (*Outcome, *proof.Refusal) {
 	// Step 2: note it, then define, then note that. A crash between: Rearm defines it. Until it is noted, nobody's start is permitted.
 	w.Step(StepGrant)
 	config := c.Digest()
-	if err := l.Book.Write(&Entry{What: WroteArmed, UUID: uuid, Name: c.Name, Request: domain.Emit(c, domain.Additions{}),
-		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config, Volumes: a.images.volumes()}); err != nil {
+	if err := a.publish(&Entry{What: WroteArmed, UUID: uuid, Name: c.Name, Request: domain.Emit(c, domain.Additions{}),
+		TokenText: a.req.Token, Token: &a.facts.Token, Configuration: &config}); err != nil {
 		return nil, Refusal(StepGrant, err)
 	}
 	w.Step(StepDefine)

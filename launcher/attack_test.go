@@ -98,6 +98,7 @@ func TestAttack(t *testing.T) {
 		testHeaderOfSecondLink(t)
 	})
 	t.Run("L-BACKING", testBackingFiles)
+	t.Run("L-VOLUME", testVolumeOfAnother)
 	t.Run("L-QMP", testReachedWhilePaused)
 	t.Run("L-RECONCILE", testTwinOfAnotherUser)
 	t.Run("L-HOOKGONE", func(t *testing.T) {

@@ -100,6 +100,7 @@ type Book struct {
 	ended    []string
 	chains   map[proof.Digest]*chain
 	owed     []ChainEvent
+	taking   map[string][]Volume // by domain, what is just being written as its own
 
 	writing sync.RWMutex      // held by those who write, and for itself by who makes the journal shorter
 	lanes   [lanes]sync.Mutex // who writes of a domain, from the check of its entry until the book has it

@@ -233,7 +233,7 @@ func (s *sim) start() error {
 	s.world.mu.Lock()
 	s.world.expected = map[[32]byte]bool{}
 	s.world.mu.Unlock()
-	s.world.l = &Launcher{Verifier: s.world, Epochs: s.world, Chip: s.world, Virt: s.world, Images: s.world, Hook: fakeHook{s.world}, Secrets: fakeSecrets{s.world}, Saves: s.world,
+	s.world.l = &Launcher{Verifier: s.world, Epochs: s.world, Chip: s.world, Virt: s.world, Images: s.world, Hook: fakeHook{s.world}, Secrets: fakeSecrets{s.world}, Saves: s.world, Emulators: s.world,
 		Book: book, Clock: fakeClock{s.world}, Log: slog.New(slog.DiscardHandler), Cleanup: 5 * time.Second,
 		StartWithin: time.Second} // a 'started' that is lost is waited for
 	s.world.l.Start()

@@ -34,6 +34,8 @@ var checks = []check{
 	guestPinned,        // token-constraint
 	keysReleased,       // token-constraint
 	savesAllowed,       // token-constraint
+	ofNobodyElse,       // configuration-not-allowed
+	openNowhereElse,    // configuration-not-allowed
 	configurationSame,  // configuration-changed
 	everythingMeasured, // image-not-measured
 	imagesSame,         // image-changed
@@ -125,6 +127,9 @@ func complete(f *Facts) *proof.Refusal {
 	}
 	if f.Measured == nil {
 		return missing("nothing was measured")
+	}
+	if f.Ownership == nil {
+		return missing("nobody asked whose the files are")
 	}
 	if f.Statement == nil {
 		return missing("there is no statement")

@@ -1,6 +1,10 @@
 package launcher
 
-import "troth/proof"
+import (
+	"fmt"
+
+	"troth/proof"
+)
 
 // everythingMeasured: whatever the configuration boots or reads has a digest.
 func everythingMeasured(f *Facts) *proof.Refusal {
@@ -56,4 +60,41 @@ func imagesSame(f *Facts) *proof.Refusal {
 		return proof.Refuse(proof.ImageChanged, "the statement says other disks than were measured", proof.Fact{Name: "disks", Want: want, Got: got})
 	}
 	return nil
+}
+
+// ofNobodyElse: nothing that the domain boots, reads or writes belongs to another registered domain, whose guest would find it changed, or told.
+func ofNobodyElse(f *Facts) *proof.Refusal {
+	if f.Ownership == nil {
+		return nil // complete refuses it
+	}
+	return taken(f.Ownership.Files, f.Ownership.Others)
+}
+
+// taken refuses a file that belongs to another domain, by its path or by what it is.
+func taken(files []Volume, others []Owned) *proof.Refusal {
+	for _, o := range others {
+		for _, f := range files {
+			if f.is(o.Volume) {
+				r := proof.Refuse(proof.ConfigurationNotAllowed, "a file of this domain belongs to another registered domain alone",
+					proof.Fact{Name: "path", Value: f.Path}, proof.Fact{Name: "belongs to", Value: o.UUID},
+					proof.Fact{Name: "as", Value: fmt.Sprintf("%s (device %d inode %d)", o.Path, o.Dev, o.Ino)})
+				r.Remedy = "Give the domain a file of its own, or delete the other domain with `troth domain delete`."
+				return r
+			}
+		}
+	}
+	return nil
+}
+
+// openNowhereElse: what becomes the domain's alone is open in no other guest, which would be a stray from then on, and ended for it.
+func openNowhereElse(f *Facts) *proof.Refusal {
+	if f.Ownership == nil || len(f.Ownership.Holders) == 0 {
+		return nil
+	}
+	r := proof.Refuse(proof.ConfigurationNotAllowed, "a file that would become this domain's alone is open in another guest")
+	for _, h := range f.Ownership.Holders[:min(len(f.Ownership.Holders), maxTold)] {
+		r.Facts = append(r.Facts, proof.Fact{Name: "path", Value: h.Path}, proof.Fact{Name: "open in", Value: h.String()})
+	}
+	r.Remedy = "Stop that guest, or give the domain a file of its own: only what it does not write to can be shared."
+	return r
 }

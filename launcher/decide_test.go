@@ -34,6 +34,7 @@ func goodFacts(t *testing.T) Facts {
 		Token: token.Digest(), Host: e.AK, Verdict: e.Digest, Attempt: 1}
 	link := proof.Digest{9}
 	return Facts{Action: proof.ActionStart, Mode: proof.ModePaused, Config: c, Token: token.Digest(), Header: &token.Header, Measured: m, Epoch: &e, AK: e.AK, SPKI: e.SPKI, Now: w.boot,
+		Ownership: &Ownership{Files: []Volume{{Path: "/images/vda", Dev: 1, Ino: 5}}, Others: []Owned{{Volume{Path: "/images/other", Dev: 1, Ino: 6}, secondUUID}}},
 		Statement: s, Link: link, Receipt: &proof.Receipt{IssuedAt: 1_800_000_010, Token: token.Digest(), Statement: link, Verdict: e.Digest, Link: 1, Attempt: 1},
 		Released: &proof.Released{Nonce: proof.RandomSecret(32), Secret: proof.NewSecret([]byte("disk key")), GuestAllowed: true}}
 }
@@ -60,6 +61,8 @@ func TestDecidePermits(t *testing.T) {
 	if r := Rehearse(f); r != nil {
 		t.Error(r)
 	}
+	f.Ownership.Files = append(f.Ownership.Files, Volume{Path: "/images/not-there.log"}, Volume{Path: "/images/elsewhere", Dev: 2, Ino: 6})
+	f.Ownership.Others = append(f.Ownership.Others, Owned{Volume{Path: "/images/nor-this"}, secondUUID})
 	boots(&f, domain.Boot{Firmware: f.Config.Boot.Firmware, Devices: []string{"hd"}})
 	if _, refusal := Decide(f); refusal != nil {
 		t.Errorf("a firmware that boots from a disk: %v", refusal)
@@ -121,6 +124,7 @@ var decideTable = []struct {
 	{"no configuration", proof.Internal, func(f *Facts) { f.Config = nil }},
 	{"no header", proof.Internal, func(f *Facts) { f.Header = nil }},
 	{"nothing measured", proof.Internal, func(f *Facts) { f.Measured = nil }},
+	{"nobody asked whose the files are", proof.Internal, func(f *Facts) { f.Ownership = nil }},
 	{"no statement", proof.Internal, func(f *Facts) { f.Statement = nil }},
 	{"no receipt", proof.Internal, func(f *Facts) { f.Receipt = nil }},
 	{"PCR 17 zero", proof.NoDynamicLaunch, func(f *Facts) {
@@ -188,6 +192,9 @@ var decideTable = []struct {
 		c.SMBIOS = domain.SMBIOS{Mode: "sysinfo", Entries: []domain.SMBIOSEntry{{Table: "oemStrings", Value: "io.systemd.credential:passwd.hashed-password.root="}}}
 		f.Config, f.Statement.Configuration = &c, c.Digest()
 	}},
+	{"another domain's volume", proof.ConfigurationNotAllowed, func(f *Facts) { f.Ownership.Others[0].Path = "/images/vda" }},
+	{"another domain's volume by another path", proof.ConfigurationNotAllowed, func(f *Facts) { f.Ownership.Others[0].Ino = 5 }},
+	{"open in another guest", proof.ConfigurationNotAllowed, func(f *Facts) { f.Ownership.Holders = []Holder{{PID: 1, Path: "/images/vda"}} }},
 	{"another configuration", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Configuration[0] ^= 1 }},
 	{"interactive otherwise", proof.ConfigurationChanged, func(f *Facts) { f.Statement.Interactive = proof.InteractiveYes }},
 	{"firmware not measured", proof.ImageNotMeasured, func(f *Facts) { f.Measured.Firmware, f.Statement.Measurements.Firmware = nil, nil }},

@@ -23,6 +23,7 @@ type Facts struct {
 	Saved       *SavedImage    // of a restore
 	Recheck     []*proof.Refusal
 	HookFailure string // why the hook cannot answer; empty when it can
+	Ownership   *Ownership
 
 	Epoch *Epoch        // the verdict
 	AK    tpm.Name      // of the key in this TPM

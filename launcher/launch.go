@@ -136,9 +136,9 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 
 	// Still step 2: the decision. Images and hook are asked once more, since hashing and the network took their time.
 	w.Step(StepDecide)
-	a.facts.Recheck = a.recheck()
-	a.facts.HookFailure = reason(l.Hook.Ready())
-	a.facts.Now = l.Clock.Boot()
+	if refusal := a.asOfNow(ctx, StepDecide); refusal != nil {
+		return nil, refusal
+	}
 	if a.permit, refusal = Decide(a.facts); refusal != nil {
 		return nil, refusal
 	}
@@ -149,7 +149,7 @@ func (a *attempt) run(ctx context.Context) (*Outcome, *proof.Refusal) {
 	if a.before, err = l.Virt.Inactive(ctx, c.UUID); err != nil {
 		return nil, Refusal(StepGrant, err)
 	}
-	if err := l.Book.Write(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Previous: a.before, Volumes: a.images.volumes()}); err != nil {
+	if err := a.publish(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Previous: a.before}); err != nil {
 		return nil, Refusal(StepGrant, err)
 	}
 	a.granted = true

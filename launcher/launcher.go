@@ -14,21 +14,23 @@ import (
 
 // Launcher has everything that launches need. Its fields are set once, then Start is called.
 type Launcher struct {
-	Verifier Verifier
-	Epochs   Epochs
-	Chip     Chip
-	Virt     Virt
-	Images   Images
-	Hook     Hook
-	Secrets  Secrets
-	Keys     Keys
-	Saves    Saves
-	Book     *Book
-	Clock    Clock
-	Log      *slog.Logger
-	Sign     func(*proof.TrustLost) ([]byte, error) // with the key that verdicts name
-	QEMU     *uint32                                // who QEMU must run as; nil: not compared
-	Cleanup  time.Duration                          // how long undoing may take, whatever became of the launch's own context; zero: a minute
+	Verifier  Verifier
+	Epochs    Epochs
+	Chip      Chip
+	Virt      Virt
+	Images    Images
+	Hook      Hook
+	Secrets   Secrets
+	Keys      Keys
+	Saves     Saves
+	Book      *Book
+	Clock     Clock
+	Log       *slog.Logger
+	Sign      func(*proof.TrustLost) ([]byte, error) // with the key that verdicts name
+	QEMU      *uint32                                // who QEMU must run as; nil: not compared
+	Emulators Emulators
+	Leads     Leads         // of registered volumes; nil: they are what they were when they were registered
+	Cleanup   time.Duration // how long undoing may take, whatever became of the launch's own context; zero: a minute
 
 	// Kept says that a path leads to files of hostd itself, or of what it stands on: no guest gets those as a disk. Nil: none.
 	Kept func(path string) bool

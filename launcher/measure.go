@@ -225,15 +225,3 @@ func (l *Launcher) again(ctx context.Context, h *held) error {
 	}
 	return nil
 }
-
-// volumes lists the files that belong to this domain alone: what it writes to.
-func (h *held) volumes() []Volume {
-	var all []Volume
-	for _, i := range h.images {
-		if i.writes {
-			f, _ := i.File()
-			all = append(all, Volume{Path: i.path, Dev: f.Dev, Ino: f.Ino})
-		}
-	}
-	return all
-}

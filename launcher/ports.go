@@ -106,6 +106,21 @@ type Virt interface {
 	Pause(ctx context.Context, id domain.UUID) error
 }
 
+// Emulators are the guests' processes of the whole machine, whoever started them.
+type Emulators interface {
+	// Holding lists those that have one of the files open. It asks the kernel alone, never libvirt.
+	Holding(ctx context.Context, files []Volume) ([]Holder, error)
+}
+
+// Holder is an emulator that has a file open.
+type Holder struct {
+	PID   int
+	Start uint64 // clock ticks after boot
+	Exe   string
+	UUIDs []domain.UUID // that its arguments give the guest
+	Path  string        // of the file, as it was asked for
+}
+
 // Process is what the kernel tells of a domain's QEMU.
 type Process struct {
 	PID   int

@@ -121,9 +121,9 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 		return refusal
 	}
 	p.released = released
-	a.facts.Recheck = a.images.recheck()
-	a.facts.HookFailure = reason(l.Hook.Ready())
-	a.facts.Now = l.Clock.Boot()
+	if refusal := a.asOfNow(ctx, StepDecide); refusal != nil {
+		return refusal
+	}
 	if a.permit, refusal = Decide(a.facts); refusal != nil {
 		return refusal
 	}
@@ -131,15 +131,15 @@ func (a *attempt) prepare(ctx context.Context, d *Domain, p *pending) *proof.Ref
 	// Step 2 ends: the grant. A crash after it: the nonce is gone, so that no proof can be made; recovery destroys what was started and reports aborted.
 	if d == nil || !d.Armed {
 		config := c.Digest()
-		if err := l.Book.Write(&Entry{What: WroteArmed, UUID: uuid, Name: c.Name, Request: a.req.Domain, TokenText: a.req.Token, Token: &a.facts.Token,
-			Configuration: &config, Volumes: a.images.volumes()}); err != nil {
+		if err := a.publish(&Entry{What: WroteArmed, UUID: uuid, Name: c.Name, Request: a.req.Domain, TokenText: a.req.Token, Token: &a.facts.Token,
+			Configuration: &config}); err != nil {
 			return Refusal(StepGrant, err)
 		}
 		if err := l.Book.Write(&Entry{What: WroteDefined, UUID: uuid}); err != nil {
 			return Refusal(StepGrant, err)
 		}
 	}
-	if err := l.Book.Write(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Mode: proof.ModeHook, Volumes: a.images.volumes()}); err != nil {
+	if err := a.publish(&Entry{What: WroteGranted, Launch: a.req.ID, UUID: uuid, Mode: proof.ModeHook}); err != nil {
 		return Refusal(StepGrant, err)
 	}
 	a.granted = true

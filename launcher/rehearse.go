@@ -5,7 +5,7 @@ import "troth/proof"
 // local are the checks that need no answer of the verifier.
 var local = []check{
 	judged, asked, tokenNamed, dynamicLaunch, notRebooted, notRelaunched, samePCRs, profileMet, verdictThere, verdictFresh, verdictOurs,
-	verdictAffirming, configurationSame, everythingMeasured, imagesSame, savedSame, hookLive,
+	verdictAffirming, ofNobodyElse, openNowhereElse, configurationSame, everythingMeasured, imagesSame, savedSame, hookLive,
 }
 
 // Rehearse runs the checks that need no answer of the verifier: before asking it, and for a dry run. It permits nothing.

@@ -96,9 +96,9 @@ func (a *attempt) obtainOnce(ctx context.Context) (*proof.Released, *proof.Refus
 	if refusal := a.state(); refusal != nil {
 		return nil, refusal
 	}
-	a.facts.Recheck = a.recheck()
-	a.facts.HookFailure = reason(a.Hook.Ready())
-	a.facts.Now = a.Clock.Boot()
+	if refusal := a.asOfNow(ctx, StepStatement); refusal != nil {
+		return nil, refusal
+	}
 	if refusal := Rehearse(a.facts); refusal != nil || a.req.DryRun {
 		return nil, refusal // before anything leaves this host
 	}
@@ -118,6 +118,17 @@ func (a *attempt) obtainOnce(ctx context.Context) (*proof.Released, *proof.Refus
 	}
 	a.facts.Released = o.released
 	return o.released, nil
+}
+
+// asOfNow asks what may be another by the time it is judged: the images, whose they are, the hook, the clock.
+func (a *attempt) asOfNow(ctx context.Context, step string) *proof.Refusal {
+	if err := a.whose(ctx); err != nil {
+		return Refusal(step, err)
+	}
+	a.facts.Recheck = a.recheck()
+	a.facts.HookFailure = reason(a.Hook.Ready())
+	a.facts.Now = a.Clock.Boot()
+	return nil
 }
 
 // state writes the statement of this attempt.

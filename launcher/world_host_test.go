@@ -192,6 +192,14 @@ func (w *world) Destroy(_ context.Context, id domain.UUID) error {
 	})
 }
 
+// inode is what a path leads to.
+func (w *world) inode(path string) uint64 {
+	if to := w.links[path]; to != "" {
+		path = to
+	}
+	return inode(path)
+}
+
 func inode(path string) uint64 {
 	sum := sha256.Sum256([]byte(path))
 	return uint64(sum[0])<<8 | uint64(sum[1])
@@ -217,18 +225,18 @@ func (w *world) Process(_ context.Context, id domain.UUID, user *uint32) (p *Pro
 		}
 		name := func(path, option string) {
 			if path != "" {
-				p.Named = append(p.Named, File{Path: path, Dev: 1, Ino: inode(path), Option: option})
+				p.Named = append(p.Named, File{Path: path, Dev: 1, Ino: w.inode(path), Option: option})
 			}
 		}
 		name(c.Boot.Kernel, "-kernel")
 		name(c.Boot.Initrd, "-initrd")
 		name(c.Boot.Firmware, "-blockdev")
 		if name(c.Boot.NVRAM, "-blockdev"); c.Boot.NVRAM != "" {
-			p.Open = append(p.Open, File{Path: c.Boot.NVRAM, Dev: 1, Ino: inode(c.Boot.NVRAM), Writable: true})
+			p.Open = append(p.Open, File{Path: c.Boot.NVRAM, Dev: 1, Ino: w.inode(c.Boot.NVRAM), Writable: true})
 		}
 		for _, d := range c.Disks {
 			name(d.Source, "-blockdev")
-			p.Open = append(p.Open, File{Path: d.Source, Dev: 1, Ino: inode(d.Source), Writable: !d.ReadOnly})
+			p.Open = append(p.Open, File{Path: d.Source, Dev: 1, Ino: w.inode(d.Source), Writable: !d.ReadOnly})
 		}
 		if w.process != nil {
 			w.process(p)
@@ -236,6 +244,34 @@ func (w *world) Process(_ context.Context, id domain.UUID, user *uint32) (p *Pro
 		return nil
 	})
 	return p, err
+}
+
+// Holding is the machine's processes: libvirt's guests, and strangers.
+func (w *world) Holding(_ context.Context, files []Volume) (all []Holder, err error) {
+	err = w.call("holding", func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		found := slices.Clone(w.strangers)
+		for uuid, xml := range w.live {
+			c, err := domain.Read(xml, domain.Live)
+			if err != nil {
+				return err
+			}
+			for _, d := range c.Disks {
+				found = append(found, Holder{PID: numberOf(uuid), Exe: "/usr/bin/qemu-system-x86_64", UUIDs: []domain.UUID{c.UUID}, Path: d.Source})
+			}
+		}
+		for _, h := range found {
+			for _, f := range files {
+				if f.is(Volume{Path: h.Path, Dev: 1, Ino: w.inode(h.Path)}) {
+					h.Path = f.Path
+					all = append(all, h)
+				}
+			}
+		}
+		return nil
+	})
+	return all, err
 }
 
 func (w *world) Runs(_ context.Context, id domain.UUID, user *uint32) (runs bool, err error) {
@@ -358,8 +394,10 @@ func (i *fakeImage) Hash(context.Context) (d proof.Digest, err error) {
 
 func (i *fakeImage) HashSealed(ctx context.Context) (proof.Digest, error) { return i.Hash(ctx) }
 func (i *fakeImage) Digest() proof.Digest                                 { return i.digest }
-func (i *fakeImage) File() (File, bool)                                   { return File{Path: i.path, Dev: 1, Ino: inode(i.path)}, false }
-func (i *fakeImage) CheckFormat(string, string, string) error             { return nil }
+func (i *fakeImage) File() (File, bool) {
+	return File{Path: i.path, Dev: 1, Ino: i.w.inode(i.path)}, false
+}
+func (i *fakeImage) CheckFormat(string, string, string) error { return nil }
 
 func (i *fakeImage) Recheck() error {
 	i.w.mu.Lock()

@@ -49,8 +49,9 @@ type world struct {
 	noStart        bool                    // QEMU does not come up for another client
 	rewrite        func(xml []byte) []byte // of what is read back live
 	process        func(p *Process)
-	twin           bool // another user has a process by an emulator's name, with the UUID of whatever guest is asked about
-	unseen         int  // how often a process that runs is not seen by its number
+	strangers      []Holder // emulators that libvirt does not have, each with one file open
+	twin           bool     // another user has a process by an emulator's name, with the UUID of whatever guest is asked about
+	unseen         int      // how often a process that runs is not seen by its number
 	taints         []string
 	tlsKey         *ecdsa.PrivateKey
 
@@ -58,7 +59,8 @@ type world struct {
 	real    *realFiles // instead of the made-up files below
 	files   map[string][]byte
 	opened  int
-	changed map[string]bool // was written to since it was measured
+	changed map[string]bool   // was written to since it was measured
+	links   map[string]string // paths that lead to another path's file
 
 	// secrets
 	secrets  map[string][]byte
@@ -178,7 +180,7 @@ func (w *world) restart() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Keys: fakeKeys{w}, Saves: w, Book: book, Clock: fakeClock{w},
+	w.l = &Launcher{Verifier: w, Epochs: w, Chip: w, Virt: w, Images: w, Hook: fakeHook{w}, Secrets: fakeSecrets{w}, Keys: fakeKeys{w}, Saves: w, Emulators: w, Book: book, Clock: fakeClock{w},
 		Log: slog.New(slog.DiscardHandler), Sign: w.sign, Cleanup: 5 * time.Second}
 	w.l.Start()
 }

@@ -181,6 +181,7 @@ func TestAttack(t *testing.T) {
 	defer cancel()
 	s := newStage(ctx, t)
 	t.Run("L-RECONCILE", func(t *testing.T) { s.reconcile(ctx, t) })
+	t.Run("L-VOLUME", func(t *testing.T) { s.volume(ctx, t) })
 	t.Run("L-MARK", func(t *testing.T) { s.mark(ctx, t) })
 	t.Run("L-HOTPLUG", func(t *testing.T) { s.hotplug(ctx, t) })
 	t.Run("L-QMP", func(t *testing.T) { s.monitor(ctx, t) })
