@@ -2,7 +2,6 @@ package hostd
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
 	"strconv"
@@ -70,12 +69,8 @@ func NewLaunches(ctx context.Context, l *launcher.Launcher, log *slog.Logger, ma
 // LaunchID is the id of the launch that a caller's idempotency key names: the same caller with the same key gets the same launch,
 // also after a restart, and no other caller can name it.
 func LaunchID(caller, key string) string {
-	h := sha256.New()
-	for _, s := range []string{"troth launch id", caller, key} {
-		n := sha256.Sum256([]byte(s))
-		h.Write(n[:])
-	}
-	return hex.EncodeToString(h.Sum(nil)[:16])
+	d := proof.Hash(proof.LabelLaunchID, []byte(caller), []byte(key))
+	return hex.EncodeToString(d[:16])
 }
 
 // Submit takes a launch up, or returns the one that has this id already. A different request under the same id is a refusal.

@@ -14,6 +14,8 @@ type Label string
 const (
 	LabelAttest        Label = "troth/attest/v1"        // extraData of an attest quote: challenge, H(SPKI)
 	LabelEnrol         Label = "troth/enrol/v1"         // extraData of the SRK certification: challenge, H(SPKI)
+	LabelEnrolment     Label = "troth/enrolment/v1"     // what the verifier keeps of a credential's secret: enrolment's id, secret
+	LabelLaunchID      Label = "troth/launch-id/v1"     // id of a launch: caller, idempotency key
 	LabelQuote         Label = "troth/quote/v1"         // extraData of a launch quote: root, count, verdict digest
 	LabelToken         Label = "troth/token/v1"         // digest of a token's text
 	LabelTokenKey      Label = "troth/token-key/v1"     // key id of a token key: HPKE public key
@@ -36,7 +38,6 @@ const (
 	LabelAnswer    Label = "troth/answer/v1"    // guest secret: challenge, link
 	LabelConsent   Label = "troth/consent/v1"   // nonce → consent key: destination, link, random
 	LabelChallenge Label = "troth/challenge/v1" // verifier's challenge key: time, random
-	LabelSaved     Label = "troth/saved/v1"     // nonce → key over a save image's digest
 	LabelDiskKey   Label = "troth/disk-key/v1"  // token secret, target → passphrase of a sealed disk
 )
 
@@ -54,9 +55,9 @@ const (
 // Labels is the table of all labels, in the order above.
 func Labels() []Label {
 	return []Label{
-		LabelAttest, LabelEnrol, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
+		LabelAttest, LabelEnrol, LabelEnrolment, LabelLaunchID, LabelQuote, LabelToken, LabelTokenKey, LabelStatement, LabelVerdict,
 		LabelReceipt, LabelProof, LabelConfiguration, LabelProfile, LabelIdentity, LabelAudit, LabelChain, LabelDiskSecret,
-		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelSaved, LabelDiskKey, LabelTrustLost,
+		LabelMAC, LabelGuest, LabelAnswer, LabelConsent, LabelChallenge, LabelDiskKey, LabelTrustLost,
 		LabelTokenSeal, LabelReleaseSeal,
 	}
 }

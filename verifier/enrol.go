@@ -68,7 +68,7 @@ type enrolment struct {
 
 // secretDigest is what the store keeps in place of a credential's secret.
 func secretDigest(id string, secret []byte) proof.Digest {
-	return proof.Hash(proof.LabelEnrol, []byte(id), secret)
+	return proof.Hash(proof.LabelEnrolment, []byte(id), secret)
 }
 
 // Enrol checks an identity and answers a credential. Nothing is trusted yet: Activate shows that AK and EK live in one TPM,
