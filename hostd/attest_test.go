@@ -252,7 +252,9 @@ func TestProven(t *testing.T) {
 		t.Errorf("without an answer: %v, proven until %v, want %v", err, r.a.Proven(), until)
 	}
 	r.judge.fail, r.judge.against = nil, proof.Refuse(proof.PCRMismatch, "PCR 18 differs")
-	r.a.Renew(ctx) // its error is that the verdict is against this host
+	if err := r.a.Renew(ctx); err != nil {
+		t.Fatal(err)
+	}
 	if now := r.a.Proven(); now > r.Boot() {
 		t.Errorf("a verdict against this host: still proven for %v", now-r.Boot())
 	}
