@@ -15,15 +15,15 @@ import (
 
 // volume: an engine, or another client of libvirt, names a disk that is not his as one for his own trusted domain.
 func (s *stage) volume(ctx context.Context, t *testing.T) {
-	const thiefUUID, ownerUUID = "10000000-0000-4000-8000-00000000d001", "10000000-0000-4000-8000-00000000d002"
+	const thiefUUID, ownerUUID = "10000000-0000-4000-8000-00000000d011", "10000000-0000-4000-8000-00000000d012"
 	shared, owned := images+"shared.raw", images+"kept.raw"
 	t.Run("open in an untrusted guest", func(t *testing.T) {
 		from := len(s.Logged(t, 0))
 		s.Sh(ctx, t, "truncate -s 1M "+shared)
-		s.create(ctx, t, s.xml(lab.Domain{Name: "reader", UUID: "10000000-0000-4000-8000-00000000d003", Disks: []lab.Disk{{Source: shared, Format: "raw", ReadOnly: true}}}))
+		s.create(ctx, t, s.xml(lab.Domain{Name: "reader", UUID: "10000000-0000-4000-8000-00000000d013", Disks: []lab.Disk{{Source: shared, Format: "raw", ReadOnly: true}}}))
 		d := lab.Domain{Name: "grabber", UUID: thiefUUID, Disks: []lab.Disk{{Source: shared, Format: "raw"}}}
 		for _, how := range []string{"register", "launch"} {
-			s.refused(ctx, t, how, d, "open in another guest", shared, "10000000-0000-4000-8000-00000000d003")
+			s.refused(ctx, t, how, d, "open in another guest", shared, "10000000-0000-4000-8000-00000000d013")
 		}
 		time.Sleep(byScan) // as long as a stray lives
 		if state := strings.TrimSpace(scene.Must[string](t)(s.Host.Virsh(ctx, "domstate", "reader"))); state != "running" {
