@@ -114,6 +114,14 @@ func (a *attempt) measureFree(ctx context.Context) (first bool, refusal *proof.R
 	} else if !other.IsZero() && other != c.UUID {
 		return false, proof.Refuse(proof.RequestInvalid, "another domain has this name: choose another, or undefine that one",
 			proof.Fact{Name: "name", Value: c.Name}, proof.Fact{Name: "uuid", Want: c.UUID.String(), Got: other.String()})
+	} else if other.IsZero() {
+		// libvirt renames nothing by a definition.
+		if before, err := l.Virt.Inactive(ctx, c.UUID); err != nil {
+			return false, Refusal(StepMeasure, err)
+		} else if before != nil {
+			return false, proof.Refuse(proof.RequestInvalid, "this domain is defined by another name: ask for it by that name, or undefine it",
+				proof.Fact{Name: "name", Value: c.Name}, proof.Fact{Name: "uuid", Value: c.UUID.String()})
+		}
 	}
 	if refusal := a.closeGone(); refusal != nil {
 		return false, refusal
