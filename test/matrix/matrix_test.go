@@ -175,7 +175,7 @@ func (s *stage) unharmed(ctx context.Context, t *testing.T) {
 		}
 	}
 	if all := s.emulators.all(); len(all) != 2 {
-		t.Errorf("%d emulators run, not two: %s", len(all), strings.Join(all, "\n"))
+		t.Errorf("%d emulators run, not two: %v", len(all), all)
 	}
 	pass := scene.Must[[]byte](t)(os.ReadFile(s.Tenant.Path("vda.pass")))
 	file := s.Host.Path("/root/pass")

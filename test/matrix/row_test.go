@@ -74,11 +74,13 @@ func (s *stage) try(ctx context.Context, r *row) {
 		if words == "" && r.way_.Refused != "" {
 			words = regexp.MustCompile(r.way_.Refused).FindString(out)
 		}
+		runs := s.emulators.named(r.names()...)
 		switch {
 		case words != "":
 			s.refused(ctx, r, words)
 			return
-		case len(s.emulators.named(r.names()...)) > 0:
+		case len(runs) > 0:
+			r.begun = runs[0].begun // what the script did before, and how long, is no guest that runs
 			return
 		case s.found(r):
 			r.took = time.Since(r.begun)
@@ -108,7 +110,7 @@ func (s *stage) refused(ctx context.Context, r *row, words string) {
 	}
 	s.undo(ctx, r)
 	if left := s.emulators.named(r.names()...); len(left) > 0 && r.way_.Guard != "scan" {
-		r.bad = "refused, and it runs: " + left[0]
+		r.bad = "refused, and it runs: " + left[0].line
 	} else if len(left) > 0 {
 		r.end("", "")
 	}
@@ -183,7 +185,7 @@ func (s *stage) gone(ctx context.Context, rows []*row, since time.Time) {
 					s.undo(ctx, r)
 					return
 				case r.took > 3*limit:
-					r.bad = "it runs on: " + left[0]
+					r.bad = "it runs on: " + left[0].line
 					return
 				}
 				time.Sleep(50 * time.Millisecond)
