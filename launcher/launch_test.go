@@ -205,8 +205,8 @@ func TestDryRunAsksNothing(t *testing.T) {
 	w.tidy()
 }
 
-// TestBatch launches 32 domains at once on a chip that is busy until all have their release: then one unseal serves all that wait, and few
-// quotes serve all.
+// TestBatch launches 32 domains at once on a chip that is busy until all have their release, and again until all want a quote: then one unseal serves all that
+// wait, and few quotes serve all.
 func TestBatch(t *testing.T) {
 	w := newWorld(t)
 	const n = 32
@@ -216,6 +216,16 @@ func TestBatch(t *testing.T) {
 	w.beforeUnseal = sync.OnceFunc(func() {
 		for deadline := time.Now().Add(20 * time.Second); w.released.Load() < n && time.Now().Before(deadline); {
 			runtime.Gosched()
+		}
+	})
+	w.beforeQuote = sync.OnceFunc(func() {
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+			w.l.quotes.mu.Lock()
+			coming := w.l.quotes.coming
+			w.l.quotes.mu.Unlock()
+			if coming == 0 {
+				return
+			}
 		}
 	})
 	for i := range n {

@@ -20,7 +20,7 @@ type Saves interface {
 }
 
 // Save ends a guest and keeps its memory in a file from which it can go on. The verifier hears the file's digest: what is restored is that
-// file, on this host, once.
+// file, on this host, once. A domain that is saved stays as it is.
 func (l *Launcher) Save(ctx context.Context, uuid string) *proof.Refusal {
 	_, id, refusal := l.registered(uuid)
 	if refusal != nil {
@@ -33,6 +33,9 @@ func (l *Launcher) Save(ctx context.Context, uuid string) *proof.Refusal {
 	}
 	defer free()
 	d := l.Book.Domain(uuid)
+	if d != nil && d.State == StateSaved {
+		return nil // whoever asks again has not heard the answer
+	}
 	if refusal := savable(d); refusal != nil {
 		return refusal
 	}

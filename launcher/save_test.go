@@ -32,6 +32,9 @@ func TestSaveRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := s.world.l.Book.Domain(guestUUID)
+	if refusal := s.save(t); refusal != nil { // asked again by who has not heard the answer
+		t.Fatal(refusal)
+	}
 	if _, refusal := s.launch(guestUUID); refusal == nil || refusal.Code != proof.RequestInvalid {
 		t.Fatalf("a saved guest started afresh: %v", refusal)
 	}

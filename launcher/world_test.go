@@ -91,6 +91,7 @@ type world struct {
 	released atomic.Int64 // releases that were answered
 
 	beforeUnseal func()
+	beforeQuote  func()
 	quotes       int
 	receipt      func(r *proof.Receipt)
 	tokens       map[proof.Digest]*proof.Token
@@ -277,6 +278,9 @@ func (w *world) Unseal(context.Context) (seed []byte, err error) {
 }
 
 func (w *world) Quote(_ context.Context, _ pcr.Selection, extra []byte) (q tpm.Quote, err error) {
+	if w.beforeQuote != nil {
+		w.beforeQuote()
+	}
 	err = w.call("quote", func() error {
 		w.quotes++
 		q = tpm.Quote{Message: bytes.Clone(extra), Signature: make([]byte, 64)}

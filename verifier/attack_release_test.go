@@ -108,7 +108,7 @@ func attackLogLines(t *testing.T) {
 	evil.name = "x\n2026 level=INFO msg=\"host approved\" \x1b[2J"
 	_, err := w.Enrol(t.Context(), h.spki, w.begin(&evil))
 	refused(t, err, proof.RequestInvalid, "name")
-	_, err = w.Approve(t.Context(), h.name, nil, "op\nerator\x1b")
+	_, err = w.Approve(t.Context(), h.name, nil, nil, "op\nerator\x1b")
 	check(t, err)
 	a := w.newAsk(h, w.mustAttest(h), nil)
 	a.statement.Name = "vm with spaces and \u202e" // no control byte: proof refuses those

@@ -195,7 +195,7 @@ func attackUUIDTake(t *testing.T) {
 		// Steps out of order: no enrolment, a wrong secret, another's key.
 		_, err = w.Activate(t.Context(), thief.spki, "0123456789abcdef0123456789abcdef", make([]byte, 32))
 		refused(t, err, proof.Forbidden, "id")
-		_, err = w.Approve(t.Context(), thief.name, nil, "operator")
+		_, err = w.Approve(t.Context(), thief.name, nil, nil, "operator")
 		refused(t, err, proof.RequestInvalid, "host")
 	})
 	c := must[*Credential](t)(w.Enrol(t.Context(), thief.spki, w.begin(thief)))
@@ -221,8 +221,14 @@ func attackUUIDTake(t *testing.T) {
 	if n := len(w.Hosts()); n != 2 {
 		t.Fatalf("%d hosts", n)
 	}
+	// A name that another TPM took meanwhile is not approved in place of the one that was read.
+	_, err := w.Approve(t.Context(), thief.name, nil, &w.hostByName(h.name).EK, "operator")
+	refused(t, err, proof.HostNotApproved, "ek digest")
+	if s := w.hostByName(thief.name).State; s != Pending {
+		t.Fatalf("approved with another EK: %s", s)
+	}
 	// A pending host attests to nothing; enrolled anew, an approved one stays approved, and a revoked one stays revoked.
-	_, err := w.attest(thief)
+	_, err = w.attest(thief)
 	refused(t, err, proof.HostNotApproved, "state")
 	w.enrol(h)
 	if s := w.hostByName(h.name).State; s != Approved {

@@ -114,35 +114,45 @@ type UnknownError struct{ Refusal *proof.Refusal }
 func (e *UnknownError) Error() string { return e.Refusal.Error() }
 func (e *UnknownError) Unwrap() error { return e.Refusal }
 
-// Approve makes a host trusted to attest; profiles nil leaves those it has.
-func (v *Verifier) Approve(ctx context.Context, name string, profiles []string, by string) (*Host, error) {
+// Approve makes a host trusted to attest; profiles nil leaves those it has. With an EK, the host has to have it at the moment of the approval: between a look
+// and the word, another TPM may have taken a name that was free.
+func (v *Verifier) Approve(ctx context.Context, name string, profiles []string, ek *proof.Digest, by string) (*Host, error) {
 	for _, p := range profiles {
 		if _, err := v.Profile(p); err != nil {
 			return nil, err
 		}
 	}
-	return v.changeHost(ctx, name, by, "approved", func(h *Host) {
+	return v.changeHost(ctx, name, by, "approved", func(h *Host) error {
+		if ek != nil && h.EK != *ek {
+			return proof.Refuse(proof.HostNotApproved, "the host of this name has another EK", proof.Fact{Name: "ek digest", Want: ek.String(), Got: h.EK.String()})
+		}
 		h.State = Approved
 		if profiles != nil {
 			h.Profiles = profiles
 		}
+		return nil
 	})
 }
 
 // Revoke ends trust in a host at once: no verdict, no release, also under verdicts it has. A host that was never approved is
 // forgotten, so that a stranger who took a name first does not keep it.
 func (v *Verifier) Revoke(ctx context.Context, name, by string) (*Host, error) {
-	return v.changeHost(ctx, name, by, "revoked", func(h *Host) { h.State = Revoked })
+	return v.changeHost(ctx, name, by, "revoked", func(h *Host) error {
+		h.State = Revoked
+		return nil
+	})
 }
 
-func (v *Verifier) changeHost(ctx context.Context, name, by, what string, change func(*Host)) (*Host, error) {
+func (v *Verifier) changeHost(ctx context.Context, name, by, what string, change func(*Host) error) (*Host, error) {
 	for range 3 {
 		old := v.hostByName(name)
 		if old == nil {
 			return nil, unknownThing("host", name)
 		}
 		h := *old
-		change(&h)
+		if err := change(&h); err != nil {
+			return nil, err
+		}
 		w := store.Write{Kind: kindHost, Name: name, Rev: old.rev, Body: encode(h), Claims: h.claims()}
 		kept := &h
 		if old.State == Pending && h.State == Revoked {

@@ -105,7 +105,7 @@ func (w *world) enrol(h *host) {
 
 func (w *world) approve(h *host) {
 	w.t.Helper()
-	must[*Host](w.t)(w.Approve(w.t.Context(), h.name, nil, "operator"))
+	must[*Host](w.t)(w.Approve(w.t.Context(), h.name, nil, nil, "operator"))
 }
 
 // evidence is what an honest hostd sends for a challenge.

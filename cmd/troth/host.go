@@ -145,13 +145,16 @@ with another EK is not approved.`,
 			if err != nil {
 				return err
 			}
+			word := api.Approval{Profiles: profiles}
 			if c.Flags().Changed("ek") {
-				if err := a.sameEK(c.Context(), args[0], ek); err != nil {
-					return err
+				d, err := proof.ParseDigest(ek)
+				if err != nil {
+					return usagef("--ek: %w", err)
 				}
+				word.Ek = &d
 			}
 			h, err := asking[api.Host](c.Context(), p, func(ctx context.Context) (*http.Response, error) {
-				return v.ApproveHost(ctx, args[0], api.Approval{Profiles: profiles})
+				return v.ApproveHost(ctx, args[0], word)
 			})
 			if err != nil {
 				return err
@@ -162,24 +165,6 @@ with another EK is not approved.`,
 	c.Flags().StringVar(&ek, "ek", "", "approve only if the host has this EK digest (hex)")
 	c.Flags().StringSliceVar(&profiles, "profile", nil, "judge the host by these profiles only (default: by all)")
 	return c
-}
-
-// sameEK refuses when the host of that name has not the EK that the operator
-// read from the machine: a name may have been taken by another TPM.
-func (a *app) sameEK(ctx context.Context, name, text string) error {
-	want, err := proof.ParseDigest(text)
-	if err != nil {
-		return usagef("--ek: %w", err)
-	}
-	h, err := a.getHost(ctx, name)
-	if err != nil {
-		return err
-	}
-	if h.Ek != want {
-		return proof.Refuse(proof.HostNotApproved, "the host of this name has another EK",
-			proof.Fact{Name: "ek digest", Want: want.String(), Got: h.Ek.String()})
-	}
-	return nil
 }
 
 func (a *app) hostRevoke() *cobra.Command {

@@ -470,7 +470,7 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
 	RestoreDomain(ctx context.Context, uuid UUID, params *RestoreDomainParams, body RestoreDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes.
+	// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes. A domain that is saved already stays as it is.
 	//
 	// Corresponds with POST /v1/domains/{uuid}/save (the `SaveDomain` operationId).
 	SaveDomain(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -726,7 +726,7 @@ func (c *Client) RestoreDomain(ctx context.Context, uuid UUID, params *RestoreDo
 	return c.Client.Do(req)
 }
 
-// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes.
+// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes. A domain that is saved already stays as it is.
 //
 // Corresponds with POST /v1/domains/{uuid}/save (the `SaveDomain` operationId).
 func (c *Client) SaveDomain(ctx context.Context, uuid UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -1727,7 +1727,7 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/domains/{uuid}/restore (the `RestoreDomain` operationId).
 	RestoreDomainWithResponse(ctx context.Context, uuid UUID, params *RestoreDomainParams, body RestoreDomainJSONRequestBody, reqEditors ...RequestEditorFn) (*RestoreDomainResponse, error)
 
-	// SaveDomainWithResponse Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes.
+	// SaveDomainWithResponse Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes. A domain that is saved already stays as it is.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2818,7 +2818,7 @@ func (c *ClientWithResponses) RestoreDomainWithResponse(ctx context.Context, uui
 	return ParseRestoreDomainResponse(rsp)
 }
 
-// SaveDomainWithResponse Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes.
+// SaveDomainWithResponse Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes. A domain that is saved already stays as it is.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -3580,7 +3580,7 @@ type ServerInterface interface {
 	// RestoreDomain Let a saved domain go on from its file, with the token and the definition that it was saved with.
 	// (POST /v1/domains/{uuid}/restore)
 	RestoreDomain(w http.ResponseWriter, r *http.Request, uuid UUID, params RestoreDomainParams)
-	// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes.
+	// SaveDomain Save the running domain's memory to a file of the host and end it. The token has to allow it. The answer comes when that is done, for much memory after minutes. A domain that is saved already stays as it is.
 	// (POST /v1/domains/{uuid}/save)
 	SaveDomain(w http.ResponseWriter, r *http.Request, uuid UUID)
 	// StartDomain Launch a registered domain again, from the definition that was proved, with its token or another.

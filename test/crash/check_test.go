@@ -13,7 +13,7 @@ import (
 // settled waits until the host is in one of the two states, and says which.
 func (s *stage) settled(ctx context.Context, launch string) (string, error) {
 	var last error
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		var end string
 		if end, last = s.state(ctx, launch); last == nil {
 			return end, nil

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"troth/test/standstill"
 )
 
 // recoverIn is how long a daemon that is back may take until the host is in order.
@@ -85,7 +87,7 @@ func (s *stage) killAll(ctx context.Context, t *testing.T, n int) {
 
 // once brings the host to a moment, kills, starts again, and checks.
 func (s *stage) once(ctx context.Context, m moment, d daemon, random *rand.Rand) (end string, took time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	if err := s.rest(ctx, m.stop, random.IntN(3) == 0); err != nil {
 		return "", 0, fmt.Errorf("before it: %w", err)
@@ -111,7 +113,7 @@ func (s *stage) once(ctx context.Context, m moment, d daemon, random *rand.Rand)
 	back := time.Now()
 	<-ended
 	end, err = s.settled(ctx, launch)
-	took = time.Since(back)
+	took = standstill.Since(back)
 	if err == nil {
 		err = s.check(ctx, end)
 	}

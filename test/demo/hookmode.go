@@ -13,6 +13,7 @@ import (
 	"troth/proof"
 	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/standstill"
 )
 
 // plainly is started by an engine that knows nothing of Troth.
@@ -234,7 +235,7 @@ func (s *story) runByHand(ctx context.Context, d lab.Domain) error {
 		return err
 	}
 	err := qemu.Wait()
-	took := time.Since(begun)
+	took := standstill.Since(begun)
 	s.expect(err != nil && ctx.Err() == nil && qemu.ProcessState.ExitCode() == killed && took <= strayWithin,
 		"it is found and killed, %v after it was started (promised: %v) %s", took.Round(100*time.Millisecond), strayWithin, strings.TrimSpace(said.String()))
 

@@ -70,7 +70,7 @@ func (d *demo) kill(t *testing.T) {
 }
 
 // goneIn is how long what a killed demo leaves may take to go.
-const goneIn = 10 * time.Second
+const goneIn = 30 * time.Second
 
 // watcher knows what the machine was like before.
 type watcher struct {

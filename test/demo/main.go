@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"troth/test/lab"
+	"troth/test/standstill"
 )
 
 func main() {
@@ -44,6 +45,9 @@ func run(ctx context.Context, build, only string) (err error) {
 	}
 	s := newStory(os.Stdout, files)
 	s.chapter("Two hosts, a verifier, and a network between them")
+	if err := standstill.Watch(); err != nil {
+		return err
+	}
 	l, err := lab.New(ctx, lab.Options{
 		Hosts: 2, Binaries: build, Cache: filepath.Join(build, "lab-cache"), Until: lab.Verifying, Log: s,
 	})

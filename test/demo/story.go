@@ -183,7 +183,7 @@ func uuid(n int) string { return fmt.Sprintf("7407aa00-0000-4000-8000-%012d", n)
 func (s *story) honest(ctx context.Context, h *lab.Host) error {
 	s.quiet = true
 	defer func() { s.quiet = false }()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		a, d, err := s.attempt(ctx, h)
 		if err != nil {
@@ -212,7 +212,7 @@ func (s *story) stop(ctx context.Context, h *lab.Host, uuid string) error {
 // refusedUntil launches until the refusal is the one expected: a host notices a change within an epoch, and what it holds expires within
 // the lifetime of a verdict.
 func (s *story) refusedUntil(ctx context.Context, h *lab.Host, code proof.Code, facts ...string) error {
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		s.quiet = true
 		a, d, err := s.attempt(ctx, h)
@@ -251,7 +251,7 @@ func (s *story) eventually(ctx context.Context, p *cast.Person, args ...string) 
 
 // until asks until the answer is the one expected, or too much time has gone by.
 func (s *story) until(ctx context.Context, p *cast.Person, expected func(*cast.Answer) bool, args ...string) (*cast.Answer, error) {
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		s.quiet = true
 		a, err := p.Troth(ctx, s.good, args...)
 		s.quiet = false

@@ -63,7 +63,7 @@ func take(lock *os.File, dir string) error {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return fmt.Errorf("cannot lock %s: %w", dir, err)
 		}
-		if ownerAlive(lock) || time.Since(begun) > 10*time.Second {
+		if ownerAlive(lock) || time.Since(begun) > 30*time.Second {
 			return fmt.Errorf("a lab runs in %s", dir)
 		}
 	}
@@ -229,7 +229,7 @@ func awaitInits(dir string) error {
 		begun := time.Now()
 		for alive(pid, start) {
 			switch since := time.Since(begun); {
-			case since > 10*time.Second:
+			case since > 30*time.Second:
 				return fmt.Errorf("process %d of the last lab in %s does not end", pid, dir)
 			case since > 2*time.Second:
 				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {

@@ -61,7 +61,7 @@ func TestLabKilled(t *testing.T) {
 }
 
 // leftFor is how long what is left of a killed lab may take to go.
-const leftFor = 15 * time.Second
+const leftFor = 40 * time.Second
 
 // killOwner starts a lab's owner and kills it after a time, or as soon as it is up. It returns when that was.
 func killOwner(t *testing.T, dir string, after time.Duration) time.Duration {

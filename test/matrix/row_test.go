@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"troth/test/standstill"
 )
 
 // limit is how long a guest without a grant may run, counted from its start, or from the return of a hostd that was down.
@@ -51,7 +53,7 @@ func (s *stage) log(process string) string {
 // try carries out a way. A row without an outcome afterwards has a process that runs.
 func (s *stage) try(ctx context.Context, r *row) {
 	r.from, r.fromLibvirtd, r.begun = len(s.log("hostd")), len(s.log("libvirtd")), time.Now()
-	soon, cancel := context.WithTimeout(ctx, 20*time.Second)
+	soon, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	do := s.script(r.way_.Do, r.own, r.n, r.target)
 	out, err := s.Host.Exec(soon, "sh", "-c", do)
@@ -66,7 +68,7 @@ func (s *stage) try(ctx context.Context, r *row) {
 			r.bad = err.Error()
 		}
 	}
-	for wait := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for wait := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if r.way_.Moved {
 			out = s.log("libvirtd")[r.fromLibvirtd:]
 		}
@@ -83,7 +85,7 @@ func (s *stage) try(ctx context.Context, r *row) {
 			r.begun = runs[0].begun // what the script did before, and how long, is no guest that runs
 			return
 		case s.found(r):
-			r.took = time.Since(r.begun)
+			r.took = standstill.Since(r.begun)
 			r.end("destroyed", s.foundBy(r))
 			s.undo(ctx, r)
 			return
@@ -97,7 +99,7 @@ func (s *stage) try(ctx context.Context, r *row) {
 
 // refused ends a row that somebody refused, after a look whether something runs all the same.
 func (s *stage) refused(ctx context.Context, r *row, words string) {
-	r.took = time.Since(r.begun)
+	r.took = standstill.Since(r.begun)
 	switch {
 	case strings.HasPrefix(words, "troth:"):
 		r.end("blocked", "hook: "+words[len("troth: refused: "):])
@@ -141,7 +143,7 @@ func (s *stage) undo(ctx context.Context, r *row) {
 	if r.way_.Undo == "" {
 		return
 	}
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) { // libvirt may still be at the end of a guest whose process is gone
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) { // libvirt may still be at the end of a guest whose process is gone
 		out, err := s.Host.Exec(ctx, "sh", "-c", s.script(r.way_.Undo, r.own, r.n, r.target))
 		if err == nil {
 			return
@@ -169,11 +171,11 @@ func (s *stage) gone(ctx context.Context, rows []*row, since time.Time) {
 		all.Go(func() {
 			for {
 				left := s.emulators.named(r.names()...)
-				r.took = time.Since(from)
+				r.took = standstill.Since(from)
 				switch {
 				case len(left) == 0:
 					// hostd says so when libvirt has come back to it.
-					for said := time.Now().Add(2 * time.Second); !s.found(r) && time.Now().Before(said); time.Sleep(20 * time.Millisecond) {
+					for said := time.Now().Add(20 * time.Second); !s.found(r) && time.Now().Before(said); time.Sleep(20 * time.Millisecond) {
 					}
 					r.end("destroyed", s.foundBy(r))
 					if r.by == "" {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"troth/test/standstill"
 )
 
 // queued is how many trusted starts stand before hostd at once; libvirtd has 20 workers, and 8 may wait for hostd.
@@ -109,7 +111,7 @@ func (c *crowd) once(t *testing.T, crowded bool, after time.Duration) (took, slo
 			go func() {
 				begun := time.Now()
 				_, err := v.do(fmt.Sprintf("start queued%d", n))
-				c.refused <- time.Since(begun)
+				c.refused <- standstill.Since(begun)
 				said <- err
 			}()
 		}
@@ -119,7 +121,7 @@ func (c *crowd) once(t *testing.T, crowded bool, after time.Duration) (took, slo
 	if _, err := c.untrusted.do("create --paused " + c.file); err != nil {
 		t.Fatal(err)
 	}
-	took = time.Since(begun)
+	took = standstill.Since(begun)
 	if crowded {
 		for range c.trusted {
 			slowest = max(slowest, <-c.refused)

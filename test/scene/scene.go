@@ -13,6 +13,7 @@ import (
 
 	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/standstill"
 )
 
 // Scene is a lab, its first host and its people.
@@ -28,6 +29,9 @@ type Scene struct {
 // New builds the lab.
 func New(ctx context.Context, t *testing.T, o lab.Options) *Scene {
 	t.Helper()
+	if err := standstill.Watch(); err != nil {
+		t.Fatal(err)
+	}
 	l := lab.ForTest(ctx, t, o)
 	s := &Scene{Lab: l, Host: l.Host(1)}
 	s.Operator = Must[*cast.Person](t)(cast.New(l, lab.RoleOperator, t.TempDir()))
@@ -120,14 +124,14 @@ func Within(t *testing.T, limit time.Duration, begun time.Time, try func() error
 	return took
 }
 
-// await returns how long it took since begun, and what was wrong until then.
+// await returns how long it took since begun, and what was wrong until then. A time in which the machine stood still does not count.
 func await(t *testing.T, limit time.Duration, begun time.Time, try func() error) (took time.Duration, why string) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := try()
-		took = time.Since(begun)
+		took = standstill.Since(begun)
 		switch {
 		case err == nil:
 			return took, why

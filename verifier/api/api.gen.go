@@ -28,6 +28,7 @@ type Activation struct {
 
 // Approval defines model for Approval.
 type Approval struct {
+	Ek       *Digest  `json:"ek,omitempty"`
 	Profiles []string `json:"profiles,omitempty"`
 }
 
@@ -530,14 +531,14 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/hosts/{name} (the `GetHost` operationId).
 	GetHost(ctx context.Context, name Name, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ApproveHostWithBody A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+	// ApproveHostWithBody A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/hosts/{name}/approve (the `ApproveHost` operationId).
 	ApproveHostWithBody(ctx context.Context, name Name, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// ApproveHost A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+	// ApproveHost A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -891,7 +892,7 @@ func (c *Client) GetHost(ctx context.Context, name Name, reqEditors ...RequestEd
 	return c.Client.Do(req)
 }
 
-// ApproveHostWithBody A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+// ApproveHostWithBody A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 //
 // Takes any type of body and a specified content type.
 //
@@ -908,7 +909,7 @@ func (c *Client) ApproveHostWithBody(ctx context.Context, name Name, contentType
 	return c.Client.Do(req)
 }
 
-// ApproveHost A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+// ApproveHost A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2229,14 +2230,14 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/hosts/{name} (the `GetHost` operationId).
 	GetHostWithResponse(ctx context.Context, name Name, reqEditors ...RequestEditorFn) (*GetHostResponse, error)
 
-	// ApproveHostWithBodyWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+	// ApproveHostWithBodyWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/hosts/{name}/approve (the `ApproveHost` operationId).
 	ApproveHostWithBodyWithResponse(ctx context.Context, name Name, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ApproveHostResponse, error)
 
-	// ApproveHostWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+	// ApproveHostWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -3745,7 +3746,7 @@ func (c *ClientWithResponses) GetHostWithResponse(ctx context.Context, name Name
 	return ParseGetHostResponse(rsp)
 }
 
-// ApproveHostWithBodyWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+// ApproveHostWithBodyWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
@@ -3758,7 +3759,7 @@ func (c *ClientWithResponses) ApproveHostWithBodyWithResponse(ctx context.Contex
 	return ParseApproveHostResponse(rsp)
 }
 
-// ApproveHostWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+// ApproveHostWithResponse A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -4853,7 +4854,7 @@ type ServerInterface interface {
 	// GetHost One host.
 	// (GET /v1/hosts/{name})
 	GetHost(w http.ResponseWriter, r *http.Request, name Name)
-	// ApproveHost A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all.
+	// ApproveHost A person vouches that this TPM is in this host. A body may name the profiles the host is judged by; without, all. It may name the EK that the person read from the machine; a host with another is not approved.
 	// (POST /v1/hosts/{name}/approve)
 	ApproveHost(w http.ResponseWriter, r *http.Request, name Name)
 	// RevokeHost The host gets no verdict and no release any more. A pending host is forgotten.

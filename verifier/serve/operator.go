@@ -65,7 +65,7 @@ func (s *server) ApproveHost(w http.ResponseWriter, r *http.Request, name string
 			return
 		}
 	}
-	h, err := s.v.Approve(r.Context(), name, req.Profiles, callerOf(r).name)
+	h, err := s.v.Approve(r.Context(), name, req.Profiles, req.Ek, callerOf(r).name)
 	s.host(w, r, h, err)
 }
 

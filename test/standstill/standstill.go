@@ -1,0 +1,81 @@
+// Package standstill tells how long the machine itself stood still: a disk that takes no write, processors that run something else.
+//
+// What a test demands of a daemon in seconds is about the daemon. A shared machine may hold everybody for longer than that, so such a
+// test takes the time off during which this package, which does nothing but write one byte, could not go on either. It promises no
+// more: a daemon that is slow by itself while the machine goes on is slow.
+package standstill
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	every = 50 * time.Millisecond  // how often a byte is written
+	usual = 250 * time.Millisecond // what a write and its pause may take and be none the less usual
+)
+
+var (
+	mu    sync.Mutex
+	last  time.Time // the end of the last write
+	stood []interval
+)
+
+type interval struct{ from, to time.Time }
+
+// Watch begins to watch, until the process ends: on the disk of the temporary directory, which is that of a lab too.
+func Watch() error { return watching() }
+
+var watching = sync.OnceValue(func() error {
+	f, err := os.CreateTemp("", "troth-standstill")
+	if err != nil {
+		return fmt.Errorf("cannot watch for stalls: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil { // it lives as long as it is open
+		return fmt.Errorf("cannot watch for stalls: %w", err)
+	}
+	mu.Lock()
+	last = time.Now()
+	mu.Unlock()
+	go func() {
+		for {
+			time.Sleep(every)
+			f.WriteAt([]byte{0}, 0) //nolint:errcheck // a disk that is full does not stand still
+			f.Sync()                //nolint:errcheck // the same
+			note(time.Now())
+		}
+	}()
+	return nil
+})
+
+func note(now time.Time) {
+	mu.Lock()
+	defer mu.Unlock()
+	if now.Sub(last) > usual {
+		stood = append(stood, interval{last, now})
+	}
+	last = now
+}
+
+// Since is the time since begun, less that for which the machine stood still. It is time.Since where nobody watches.
+func Since(begun time.Time) time.Duration {
+	mu.Lock()
+	defer mu.Unlock()
+	now := time.Now()
+	took := now.Sub(begun)
+	all := stood
+	if !last.IsZero() && now.Sub(last) > usual {
+		all = append(all[:len(all):len(all)], interval{last, now}) // it stands still now
+	}
+	for _, i := range all {
+		if from := i.from; i.to.After(begun) {
+			if from.Before(begun) {
+				from = begun
+			}
+			took -= i.to.Sub(from)
+		}
+	}
+	return took
+}
