@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"troth/test/standstill"
 )
 
 // settled waits until the host is in one of the two states, and says which.
 func (s *stage) settled(ctx context.Context, launch string) (string, error) {
 	var last error
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for begun := time.Now(); standstill.Since(begun) < 15*time.Second; time.Sleep(10 * time.Millisecond) {
 		var end string
 		if end, last = s.state(ctx, launch); last == nil {
 			return end, nil

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"troth/test/standstill"
 )
 
 // TestDemoKilled kills the demo at random points, and looks for what is left each time. The last run ends well and removes
@@ -70,7 +72,7 @@ func (d *demo) kill(t *testing.T) {
 }
 
 // goneIn is how long what a killed demo leaves may take to go.
-const goneIn = 30 * time.Second
+const goneIn = 10 * time.Second
 
 // watcher knows what the machine was like before.
 type watcher struct {
@@ -87,6 +89,9 @@ func watch(t *testing.T) *watcher {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("the lab needs root: make test")
+	}
+	if err := standstill.Watch(); err != nil {
+		t.Fatal(err)
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)
@@ -108,7 +113,7 @@ func (w *watcher) gone(d *demo) time.Duration {
 		if err == nil {
 			return time.Since(begun)
 		}
-		if time.Since(begun) > goneIn {
+		if standstill.Since(begun) > goneIn {
 			w.t.Fatalf("%v after the end: %v\n%s", goneIn, err, d.said())
 		}
 		time.Sleep(20 * time.Millisecond)

@@ -14,6 +14,7 @@ import (
 	"troth/proof"
 	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/standstill"
 )
 
 // story is the demonstration under way: its people, its parts, and what it has promised so far.
@@ -183,7 +184,7 @@ func uuid(n int) string { return fmt.Sprintf("7407aa00-0000-4000-8000-%012d", n)
 func (s *story) honest(ctx context.Context, h *lab.Host) error {
 	s.quiet = true
 	defer func() { s.quiet = false }()
-	deadline := time.Now().Add(time.Minute)
+	begun := time.Now()
 	for {
 		a, d, err := s.attempt(ctx, h)
 		if err != nil {
@@ -193,7 +194,7 @@ func (s *story) honest(ctx context.Context, h *lab.Host) error {
 			s.expect(true, "an honest launch works, and nothing was restarted")
 			return s.stop(ctx, h, d.UUID)
 		}
-		if time.Now().After(deadline) {
+		if standstill.Since(begun) > 30*time.Second {
 			s.quiet = false
 			s.heard(a)
 			s.expect(false, "an honest launch works, and nothing was restarted")
@@ -212,7 +213,7 @@ func (s *story) stop(ctx context.Context, h *lab.Host, uuid string) error {
 // refusedUntil launches until the refusal is the one expected: a host notices a change within an epoch, and what it holds expires within
 // the lifetime of a verdict.
 func (s *story) refusedUntil(ctx context.Context, h *lab.Host, code proof.Code, facts ...string) error {
-	deadline := time.Now().Add(time.Minute)
+	begun := time.Now()
 	for {
 		s.quiet = true
 		a, d, err := s.attempt(ctx, h)
@@ -220,7 +221,7 @@ func (s *story) refusedUntil(ctx context.Context, h *lab.Host, code proof.Code, 
 		if err != nil {
 			return err
 		}
-		late := time.Now().After(deadline)
+		late := standstill.Since(begun) > 15*time.Second
 		if a.Exit == 0 {
 			// What the host holds is still good; nothing may be launched once it is not.
 			if err := s.stop(ctx, h, d.UUID); err != nil || !late {
@@ -251,14 +252,14 @@ func (s *story) eventually(ctx context.Context, p *cast.Person, args ...string) 
 
 // until asks until the answer is the one expected, or too much time has gone by.
 func (s *story) until(ctx context.Context, p *cast.Person, expected func(*cast.Answer) bool, args ...string) (*cast.Answer, error) {
-	for deadline := time.Now().Add(time.Minute); ; {
+	for begun := time.Now(); ; {
 		s.quiet = true
 		a, err := p.Troth(ctx, s.good, args...)
 		s.quiet = false
 		if err != nil {
 			return nil, err
 		}
-		if expected(a) || time.Now().After(deadline) {
+		if expected(a) || standstill.Since(begun) > 20*time.Second {
 			s.heard(a)
 			return a, nil
 		}

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"troth/test/standstill"
 )
 
 // ownerEnv makes TestLabOwner build a lab in the directory that it names, instead of passing.
@@ -44,6 +46,9 @@ func TestLabOwner(t *testing.T) {
 // nothing in its way, and after it there must be no process, namespace, mount, interface or file.
 func TestLabKilled(t *testing.T) {
 	needRoot(t)
+	if err := standstill.Watch(); err != nil {
+		t.Fatal(err)
+	}
 	links := rootLinks(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -61,7 +66,7 @@ func TestLabKilled(t *testing.T) {
 }
 
 // leftFor is how long what is left of a killed lab may take to go.
-const leftFor = 40 * time.Second
+const leftFor = 15 * time.Second
 
 // killOwner starts a lab's owner and kills it after a time, or as soon as it is up. It returns when that was.
 func killOwner(t *testing.T, dir string, after time.Duration) time.Duration {
@@ -107,10 +112,14 @@ func killOwner(t *testing.T, dir string, after time.Duration) time.Duration {
 		t.Fatal(err)
 	}
 	// The processes 1 are the machine's process 1's to reap now, which may take its time.
-	ctx, cancel := context.WithTimeout(t.Context(), leftFor)
+	closed := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*leftFor)
 	defer cancel()
 	if err := until(ctx, "after the next start", func() error { return left(dir, killed, started, namespaces) }); err != nil {
 		t.Error(err)
+	}
+	if gone := standstill.Since(closed); gone > leftFor {
+		t.Errorf("what was left took %v to go, more than %v", gone, leftFor)
 	}
 	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
 		t.Errorf("the lab's directory is left: %v", err)

@@ -68,7 +68,7 @@ func (s *stage) try(ctx context.Context, r *row) {
 			r.bad = err.Error()
 		}
 	}
-	for wait := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for done := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		if r.way_.Moved {
 			out = s.log("libvirtd")[r.fromLibvirtd:]
 		}
@@ -89,7 +89,7 @@ func (s *stage) try(ctx context.Context, r *row) {
 			r.end("destroyed", s.foundBy(r))
 			s.undo(ctx, r)
 			return
-		case err != nil && !r.state.hostd, time.Now().After(wait):
+		case err != nil && !r.state.hostd, standstill.Since(done) > 5*time.Second:
 			r.bad = fmt.Sprintf("nobody refused, and nothing runs: %v: %s", err, out)
 			s.undo(ctx, r)
 			return
@@ -143,12 +143,12 @@ func (s *stage) undo(ctx context.Context, r *row) {
 	if r.way_.Undo == "" {
 		return
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) { // libvirt may still be at the end of a guest whose process is gone
+	for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) { // libvirt may still be at the end of a guest whose process is gone
 		out, err := s.Host.Exec(ctx, "sh", "-c", s.script(r.way_.Undo, r.own, r.n, r.target))
 		if err == nil {
 			return
 		}
-		if time.Now().After(end) {
+		if standstill.Since(begun) > 5*time.Second {
 			if r.bad == "" {
 				r.bad = "cannot be undone: " + out + err.Error()
 			}
@@ -175,7 +175,7 @@ func (s *stage) gone(ctx context.Context, rows []*row, since time.Time) {
 				switch {
 				case len(left) == 0:
 					// hostd says so when libvirt has come back to it.
-					for said := time.Now().Add(20 * time.Second); !s.found(r) && time.Now().Before(said); time.Sleep(20 * time.Millisecond) {
+					for ended := time.Now(); !s.found(r) && standstill.Since(ended) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
 					}
 					r.end("destroyed", s.foundBy(r))
 					if r.by == "" {

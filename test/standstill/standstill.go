@@ -2,7 +2,8 @@
 //
 // What a test demands of a daemon in seconds is about the daemon. A shared machine may hold everybody for longer than that, so such a
 // test takes the time off during which this package, which does nothing but write one byte, could not go on either. It promises no
-// more: a daemon that is slow by itself while the machine goes on is slow.
+// more: a daemon that is slow by itself while the machine goes on is slow. It cannot tell who holds the machine: what a daemon does to all processors and
+// the disk at once counts as the machine's.
 package standstill
 
 import (
@@ -17,11 +18,14 @@ const (
 	usual = 250 * time.Millisecond // what a write and its pause may take and be none the less usual
 )
 
-var (
+// watch is what was seen of one disk.
+type watch struct {
 	mu    sync.Mutex
-	last  time.Time // the end of the last write
+	last  time.Time // the end of the last write; zero: nobody watches
 	stood []interval
-)
+}
+
+var machine watch
 
 type interval struct{ from, to time.Time }
 
@@ -36,44 +40,43 @@ var watching = sync.OnceValue(func() error {
 	if err := os.Remove(f.Name()); err != nil { // it lives as long as it is open
 		return fmt.Errorf("cannot watch for stalls: %w", err)
 	}
-	mu.Lock()
-	last = time.Now()
-	mu.Unlock()
+	machine.note(time.Now())
 	go func() {
-		for {
-			time.Sleep(every)
+		for range time.Tick(every) {
 			f.WriteAt([]byte{0}, 0) //nolint:errcheck // a disk that is full does not stand still
 			f.Sync()                //nolint:errcheck // the same
-			note(time.Now())
+			machine.note(time.Now())
 		}
 	}()
 	return nil
 })
 
-func note(now time.Time) {
-	mu.Lock()
-	defer mu.Unlock()
-	if now.Sub(last) > usual {
-		stood = append(stood, interval{last, now})
+func (w *watch) note(now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.last.IsZero() && now.Sub(w.last) > usual {
+		w.stood = append(w.stood, interval{w.last, now})
 	}
-	last = now
+	w.last = now
 }
 
 // Since is the time since begun, less that for which the machine stood still. It is time.Since where nobody watches.
-func Since(begun time.Time) time.Duration {
-	mu.Lock()
-	defer mu.Unlock()
-	now := time.Now()
+func Since(begun time.Time) time.Duration { return machine.between(begun, time.Now()) }
+
+func (w *watch) between(begun, now time.Time) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	took := now.Sub(begun)
-	all := stood
-	if !last.IsZero() && now.Sub(last) > usual {
-		all = append(all[:len(all):len(all)], interval{last, now}) // it stands still now
+	all := w.stood
+	if !w.last.IsZero() && now.Sub(w.last) > usual {
+		all = append(all[:len(all):len(all)], interval{w.last, now}) // it stands still now
 	}
 	for _, i := range all {
-		if from := i.from; i.to.After(begun) {
-			if from.Before(begun) {
-				from = begun
-			}
+		from := i.from
+		if from.Before(begun) {
+			from = begun
+		}
+		if i.to.After(from) {
 			took -= i.to.Sub(from)
 		}
 	}

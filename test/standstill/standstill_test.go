@@ -1,48 +1,52 @@
 package standstill
 
 import (
+	"runtime"
 	"testing"
 	"time"
 )
 
 func TestSinceLeavesOutWhatStoodStill(t *testing.T) {
-	now := time.Now()
-	at := func(seconds float64) time.Time { return now.Add(time.Duration((seconds - 100) * float64(time.Second))) }
-	last = at(10)
-	t.Cleanup(func() { last, stood = time.Time{}, nil })
-	for _, s := range []float64{10.1, 10.2, 14.2, 14.3, 14.5, 20.5} { // stood still for 4 s, and for 6 s
-		note(at(s))
+	start := time.Now()
+	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
+	var w watch
+	for _, s := range []float64{10, 10.1, 10.2, 14.2, 14.3, 14.5, 20.5, 20.6} { // stands still for 4 s, and for 6 s
+		w.note(at(s))
 	}
-	if len(stood) != 2 {
-		t.Fatalf("stood still: %v", stood)
-	}
-	last = now // it went on ever since
-	for begun, want := range map[float64]float64{
-		5:    85, // all of both
-		12:   79.8,
-		14.2: 79.8,
-		17.5: 79.5,
-		50:   50,
+	for _, c := range []struct{ begun, now, want float64 }{
+		{5, 20.7, 5.7}, // all of both
+		{12, 20.7, 0.5},
+		{14.2, 20.7, 0.5},
+		{17.5, 20.7, 0.2},
+		{20.6, 20.7, 0.1},
+		{20.6, 23, 0}, // it stands still now
+		{5, 23, 5.6},
 	} {
-		if got := Since(at(begun)).Seconds(); got < want-0.01 || got > want+1 {
-			t.Errorf("since %v: %v s, want %v", begun, got, want)
+		if got := w.between(at(c.begun), at(c.now)).Seconds(); got < c.want-0.001 || got > c.want+0.001 {
+			t.Errorf("from %v to %v: %v s, want %v", c.begun, c.now, got, c.want)
 		}
 	}
-	last = now.Add(-2 * time.Second) // and it stands still now
-	if got := Since(at(97)).Seconds(); got < 0.99 || got > 1.01 {
-		t.Errorf("in a stall: %v s, want 1", got)
+	var none watch
+	if got := none.between(at(1), at(9)); got != 8*time.Second {
+		t.Errorf("without a watch: %v", got)
 	}
 }
 
-func TestWatchNotesNothingWhereNothingStands(t *testing.T) {
-	if err := Watch(); err != nil {
-		t.Fatal(err)
-	}
-	if err := Watch(); err != nil { // the second is the first
-		t.Fatal(err)
+func TestWatch(t *testing.T) {
+	for range 2 { // the second is the first
+		if err := Watch(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	begun := time.Now()
-	time.Sleep(3 * every)
+	for written := begun; !written.After(begun); runtime.Gosched() {
+		if time.Since(begun) > time.Minute {
+			t.Fatal("the watch does not write")
+		}
+		machine.mu.Lock()
+		written = machine.last
+		machine.mu.Unlock()
+	}
 	if took := Since(begun); took < 0 || took > time.Since(begun) {
 		t.Errorf("%v of %v", took, time.Since(begun))
 	}
