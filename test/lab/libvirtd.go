@@ -53,11 +53,21 @@ func (h *Host) configureLibvirt() error {
 	if h.lab.options.Binaries == "" {
 		return nil
 	}
-	hook := filepath.Join(h.lab.options.Binaries, "troth-hook")
-	if _, err := os.Stat(hook); os.IsNotExist(err) && h.lab.options.Until == Libvirt {
+	if _, err := os.Stat(h.hook()); os.IsNotExist(err) && h.lab.options.Until == Libvirt {
 		return nil
 	}
-	return copyFile(hook, filepath.Join(etc, "hooks/qemu"), 0o755)
+	return h.InstallHook()
+}
+
+func (h *Host) hook() string { return filepath.Join(h.lab.options.Binaries, "troth-hook") }
+
+// InstallHook puts Troth's hook in its place, over whatever is there, which libvirt may be running at this moment.
+func (h *Host) InstallHook() error {
+	at := h.Path("/etc/libvirt/hooks/qemu")
+	if err := copyFile(h.hook(), at+".new", 0o755); err != nil {
+		return err
+	}
+	return os.Rename(at+".new", at)
 }
 
 // StartLibvirtd starts the host's libvirtd and waits until it serves the QEMU driver.

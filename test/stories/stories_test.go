@@ -23,6 +23,7 @@ package stories
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -90,6 +91,7 @@ func (s *stage) setUp(e *testscript.Env) error {
 	e.Setenv("SHARED", g.Outside)
 	e.Setenv("LIBVIRTD_LOG", s.lab.Host(1).Log("libvirtd"))
 	e.Setenv("INSIDE", filepath.Dir(g.Kernel))
+	e.Defer(func() { s.afterwards(e.T().(oneByOne)) })
 	for _, role := range []lab.Role{lab.RoleOperator, lab.RoleTenant, lab.RoleEngine} {
 		p, err := cast.New(s.lab, role, e.WorkDir)
 		if err != nil {
@@ -98,6 +100,19 @@ func (s *stage) setUp(e *testscript.Env) error {
 		e.Values[role] = p
 	}
 	return s.person(e.Values, lab.RoleTenant).FetchTrust(context.Background(), s.lab.Host(1))
+}
+
+// afterwards puts the hook back when a story went wrong, perhaps with another in its place, so that the next one tells of itself alone.
+func (s *stage) afterwards(t oneByOne) {
+	if !t.Failed() {
+		return
+	}
+	for _, h := range s.lab.Hosts() {
+		_, err := h.Exec(context.Background(), "sh", "-c", "while umount /etc/libvirt/hooks/qemu; do :; done 2>&-; rm -rf /etc/libvirt/hooks/qemu.d")
+		if err = errors.Join(err, h.InstallHook(), h.ReloadLibvirtd(context.Background())); err != nil {
+			t.Logf("the hook of %s is not put back: %v", h.Name, err)
+		}
+	}
 }
 
 func (s *stage) person(values map[any]any, role lab.Role) *cast.Person {
