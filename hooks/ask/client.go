@@ -16,8 +16,9 @@ const (
 	InAll     = 3 * time.Second        // to the whole answer
 )
 
-// margin is what a hook needs of InAll to be started, to print its line and to end.
-const margin = 150 * time.Millisecond
+// margin is what is left of InAll for what stands round the waiting: libvirt starts the hook, and after a refusal runs it twice more to take the
+// domain back. So whoever started the domain has the refusal after InAll, also in a crowd.
+const margin = 350 * time.Millisecond
 
 // connectTries bounds how often a full queue is tried again. A full queue means that hostd accepts nothing (the
 // kernel answers at once) or that a burst came within a few microseconds: the second is over in no time.
