@@ -75,6 +75,7 @@ type Daemon struct {
 	state   *os.File // the lock of the state folder
 	journal *journal.Journal
 	asked   *stall.Guard // questions of the reconcile worker to libvirt
+	ended   *stall.Guard // its recovery
 	watched *stall.Guard // comparisons of guests with their grants, by UUID
 	unswept string       // why keys could not be looked for; of the reconcile worker
 	changed chan struct{}
@@ -93,6 +94,7 @@ func (d *Daemon) Open(ctx context.Context) error {
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	d.changed, d.kick = make(chan struct{}, 1), make(chan struct{}, 1)
 	d.asked = &stall.Guard{Within: patience, Most: maxStuck}
+	d.ended = &stall.Guard{Within: overdue, Most: 1}
 	d.watched = &stall.Guard{Within: 2 * patience, Most: maxStuck}
 	d.rearm, d.owes = make(chan struct{}, 1), make(chan struct{}, 1)
 	for _, dir := range []string{d.Config.StateDir, d.Config.RunDir} {

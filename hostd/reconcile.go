@@ -25,6 +25,7 @@ const (
 	scanEvery  = 5 * time.Second
 	scanApart  = time.Second     // of a storm of events
 	patience   = 2 * time.Second // with libvirt, which answers nobody about a domain that it is just killing (up to 15 s) or whose hook runs
+	overdue    = time.Second     // for recovery: what it has libvirt end is ended as a process then, so that all is in order within two seconds
 	share      = 20              // a look takes at most the 20th part of one processor's time
 )
 
@@ -62,16 +63,14 @@ func (d *Daemon) look(ctx context.Context, scan bool) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var version string
-	err := d.libvirt("version", func(ctx context.Context) (err error) {
+	err := d.libvirt(d.asked, "version", func(ctx context.Context) (err error) {
 		version, err = d.Virt.Version(ctx)
 		d.Status.LibvirtSeen(version, err)
 		return err
 	})
 	var running []domain.UUID
 	if err == nil {
-		if err := d.libvirt("recover", d.Launcher.Recover); err != nil {
-			d.Log.Warn("cannot end a launch that was cut short, it will be tried again", "error", err.Error())
-		}
+		d.recover(ctx)
 		list, cancel := context.WithTimeout(ctx, patience)
 		running, err = d.Virt.Running(list)
 		if list.Err() == nil {
@@ -92,9 +91,20 @@ func (d *Daemon) look(ctx context.Context, scan bool) {
 	poke(d.owes)
 }
 
-// libvirt asks what libvirt may leave unanswered, for a minute; the reconcile worker goes on after two seconds, since strays are to be found while libvirt hangs too.
-func (d *Daemon) libvirt(what string, ask func(context.Context) error) error {
-	_, err := stall.Ask(d.asked, "", what, func() (struct{}, error) {
+// recover ends launches that a crash or an unreachable libvirt cut short; what libvirt does not end in time is ended as a process, and the recovery, which goes on, sees it gone.
+func (d *Daemon) recover(ctx context.Context) {
+	err := d.libvirt(d.ended, "recover", d.Launcher.Recover)
+	if err != nil {
+		d.Log.Warn("cannot end a launch that was cut short, it will be tried again", "error", err.Error())
+	}
+	if errors.Is(err, stall.ErrStalled) {
+		d.Strays.Overdue(ctx)
+	}
+}
+
+// libvirt asks what libvirt may leave unanswered, for a minute; the reconcile worker goes on when the guard says so, since strays are to be found while libvirt hangs too.
+func (d *Daemon) libvirt(g *stall.Guard, what string, ask func(context.Context) error) error {
+	_, err := stall.Ask(g, "", what, func() (struct{}, error) {
 		ctx, cancel := context.WithTimeout(d.ctx, time.Minute)
 		defer cancel()
 		return struct{}{}, ask(ctx)

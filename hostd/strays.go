@@ -26,6 +26,8 @@ type Grants interface {
 	Granted(id domain.UUID) bool
 	// Settled says that nobody has the domain at work: what runs of it is as the book says, or a stray.
 	Settled(id domain.UUID) bool
+	// Ending says that libvirt was asked to end whatever runs of this domain, for a launch that was cut short.
+	Ending(id domain.UUID) bool
 	// Holds says whether this process has a live grant.
 	Holds(pid int, start uint64) bool
 	// EndStray does what the policy says to a guest in our libvirt, unless it has a grant after all.
@@ -65,6 +67,39 @@ func (s *Strays) Scan(ctx context.Context, running []domain.UUID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.found, s.doubts = found, doubts
+}
+
+// Overdue ends the emulators of launches that were cut short and that libvirt has not ended in time. libvirt asks a QEMU to end itself and waits ten seconds, and
+// answers nobody about the domain meanwhile; one that hangs is ended here, whatever the policy says of strays.
+func (s *Strays) Overdue(ctx context.Context) {
+	scan, err := s.Look(ctx, func(emulator.File) bool { return false })
+	if err != nil {
+		s.Log.Warn("cannot look for what is left of a launch that was cut short", "error", err.Error())
+		return
+	}
+	for _, p := range scan.Emulators {
+		if !s.ending(p) || s.Grants.Holds(p.PID, p.Start) {
+			continue
+		}
+		err := s.End(ctx, p.PID, p.Start, emulator.Kill)
+		if errors.Is(err, emulator.ErrNotIt) {
+			continue // it has ended by now
+		}
+		done := "ended"
+		if err != nil {
+			done = "not ended: " + err.Error()
+		}
+		s.Log.Warn("libvirt has not ended what is left of a launch that was cut short", "pid", p.PID, "exe", p.Exe, "done", done)
+	}
+}
+
+func (s *Strays) ending(p *emulator.Process) bool {
+	for _, u := range p.UUIDs {
+		if s.Grants.Ending(u) {
+			return true
+		}
+	}
+	return false
 }
 
 // domains deals with strays in our libvirt and returns them. A libvirt that does not answer in time about one is not asked about the next: it

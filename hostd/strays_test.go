@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,7 @@ type launching struct{}
 
 func (launching) Granted(domain.UUID) bool { return true }
 func (launching) Settled(domain.UUID) bool { return false }
+func (launching) Ending(domain.UUID) bool  { return false }
 func (launching) Holds(int, uint64) bool   { return false }
 func (launching) EndStray(context.Context, domain.UUID, string) (bool, error) {
 	return false, nil
@@ -54,6 +56,38 @@ func TestTwinBesideLaunch(t *testing.T) {
 		if (ended == 1) != c.ended || ended > 1 {
 			t.Errorf("%s: ended %d times", name, ended)
 		}
+	}
+}
+
+// cutShort is a launcher that recovers one domain, and has another at work.
+type cutShort struct {
+	launching
+	id domain.UUID
+}
+
+func (c cutShort) Ending(id domain.UUID) bool { return id == c.id }
+func (cutShort) Holds(pid int, _ uint64) bool { return pid == 4713 }
+
+// TestOverdue: of what libvirt was to end for a launch that was cut short the emulators are ended, also where the policy lets strays run, and no others.
+func TestOverdue(t *testing.T) {
+	id, other := domain.UUID{1}, domain.UUID{2}
+	var ended []int
+	s := &Strays{Policy: launcher.StrayReport, Grants: cutShort{id: id}, Log: slog.New(slog.DiscardHandler),
+		Look: func(context.Context, func(emulator.File) bool) (*emulator.Scan, error) {
+			return &emulator.Scan{Emulators: []*emulator.Process{
+				{PID: 4710, Start: 1}, {PID: 4711, Start: 1, UUIDs: [][16]byte{id}}, {PID: 4712, Start: 1, UUIDs: [][16]byte{other}}, {PID: 4713, Start: 1, UUIDs: [][16]byte{id}},
+			}}, nil
+		},
+		End: func(_ context.Context, pid int, start uint64, a emulator.Action) error {
+			if a != emulator.Kill || start != 1 {
+				t.Errorf("%v of process %d/%d", a, pid, start)
+			}
+			ended = append(ended, pid)
+			return nil
+		}}
+	s.Overdue(t.Context())
+	if !slices.Equal(ended, []int{4711}) {
+		t.Errorf("ended %v", ended)
 	}
 }
 
@@ -117,6 +151,7 @@ type stopped struct{ launching }
 
 func (stopped) Granted(domain.UUID) bool { return false }
 func (stopped) Settled(domain.UUID) bool { return true }
+func (stopped) Ending(domain.UUID) bool  { return false }
 func (stopped) EndStray(context.Context, domain.UUID, string) (bool, error) {
 	return true, nil
 }

@@ -44,6 +44,7 @@ type Launcher struct {
 	silent  silence // of the verifier; under telling
 	mu      sync.Mutex
 	busy    map[domain.UUID]bool
+	ending  map[domain.UUID]bool // by recovery
 	arms    map[domain.UUID]*armed
 	pending map[domain.UUID]*pending
 	begun   sync.WaitGroup // starts by other clients that are not at their end
@@ -62,7 +63,8 @@ func (l *Launcher) Start() {
 	if l.StartWithin == 0 {
 		l.StartWithin = time.Minute
 	}
-	l.busy, l.turns, l.compared = map[domain.UUID]bool{}, map[domain.UUID]uint64{}, map[domain.UUID][32]byte{}
+	l.busy, l.ending = map[domain.UUID]bool{}, map[domain.UUID]bool{}
+	l.turns, l.compared = map[domain.UUID]uint64{}, map[domain.UUID][32]byte{}
 	l.arms, l.pending = map[domain.UUID]*armed{}, map[domain.UUID]*pending{}
 	l.unseals = newBatcher(proof.MaxBatch, l.unsealBatch)
 	l.quotes = newBatcher(proof.MaxBatch, l.quoteBatch)

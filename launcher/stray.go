@@ -23,6 +23,25 @@ func (l *Launcher) Granted(id domain.UUID) bool {
 // Settled says that nobody has the domain at work: what runs of it is as the book says, or a stray.
 func (l *Launcher) Settled(id domain.UUID) bool { return !l.Busy(id) && !l.recovering(id) }
 
+// Ending says that recovery has libvirt end what came up of a launch of this domain that was cut short. Nothing else happens to the domain meanwhile.
+func (l *Launcher) Ending(id domain.UUID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ending[id]
+}
+
+// ends marks a domain as Ending until done is called. The caller has claimed it.
+func (l *Launcher) ends(id domain.UUID) (done func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ending[id] = true
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.ending, id)
+	}
+}
+
 // Holds says whether the process has a live grant.
 func (l *Launcher) Holds(pid int, start uint64) bool { return l.Book.Holds(pid, start) }
 

@@ -255,6 +255,7 @@ func (l *Launcher) recover(ctx context.Context, r *Record, id domain.UUID) error
 			return err
 		}
 	}
+	defer l.ends(id)()
 	// Not granted: libvirt never heard of it, but the chain may have moved.
 	return l.putBack(ctx, r, id, r.Granted, false)
 }

@@ -2,6 +2,7 @@ package crash
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"troth/test/lab"
 	"troth/test/standstill"
 )
 
@@ -27,6 +29,7 @@ func TestAttack(t *testing.T) {
 	defer cancel()
 	s := newStage(ctx, t)
 	t.Run("R-MIDLAUNCH", func(t *testing.T) { s.killAll(ctx, t, kills(t)) })
+	t.Run("R-MIDLAUNCH/hung", func(t *testing.T) { s.hung(ctx, t) })
 	t.Run("R-ENOSPC", func(t *testing.T) { s.fullDisk(ctx, t) })
 }
 
@@ -124,6 +127,30 @@ func (s *stage) once(ctx context.Context, m moment, d daemon, random *rand.Rand)
 		end = ""
 	}
 	return end, took, err
+}
+
+// hung kills hostd while the QEMU of a launch hangs: it heeds no request to end, for which libvirt would wait ten seconds.
+func (s *stage) hung(ctx context.Context, t *testing.T) {
+	m := moment{name: "a QEMU that hangs", seen: there("/run/libvirt/qemu/" + name + ".pid")}
+	stop := daemon{kill: func(h *lab.Host, ctx context.Context) error {
+		_, err := h.Exec(ctx, "sh", "-c", `until pkill -STOP -f "[q]emu-system.*guest=`+name+`,"; do sleep 0.01; done`)
+		return errors.Join(err, h.KillHostd(ctx))
+	}, start: (*lab.Host).StartHostd}
+	random := rand.New(rand.NewPCG(1, 0))
+	for range 5 {
+		end, took, err := s.once(ctx, m, stop, random)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case end != "gone":
+			continue // it came too late: the launch had ended
+		case took > recoverIn:
+			t.Errorf("recovery took %v, more than %v", took, recoverIn)
+		}
+		t.Logf("a QEMU that hangs: %s in %v", end, took.Round(time.Millisecond))
+		return
+	}
+	t.Fatal("no launch was met in time")
 }
 
 // audited follows the chain of the audit log, which every kill of hostd may have torn, and looks whether it tells what happened.
