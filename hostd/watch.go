@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +31,11 @@ type Installed struct {
 	Content proof.Digest // SHA-256 of the hook
 	Folder  HookFile     // its folder: the time of change moves with every name that comes or goes in it
 	Entries []HookEntry  // executable entries of qemu.d, in libvirt's order
+	fresh   bool         // it was changed so shortly before this look that a change after it may have the same time
 }
+
+// tick is longer than what the kernel counts times of files in: until Linux 6.13 two changes within one tick (1 to 10 ms) have one time.
+const tick = time.Second
 
 // HookFile tells one state of a file from every other. The time of change (st_ctim) is the kernel's own: no call sets it, and every write,
 // chmod, link and rename moves it.
@@ -71,7 +76,8 @@ func Inspect(script string, earlier *Installed) (*Installed, error) {
 		return nil, &NotLive{Why: "libvirt cannot run the hook: its file system is mounted noexec", Facts: []proof.Fact{{Name: "hook", Value: script}},
 			Remedy: "Put the hook on a file system that permits execution."}
 	}
-	if earlier != nil && earlier.Hook == in.Hook {
+	in.fresh = time.Since(time.Unix(in.Hook.Changed.Unix())).Abs() < tick
+	if earlier != nil && earlier.Hook == in.Hook && !earlier.fresh {
 		in.Content = earlier.Content
 	} else if in.Content, err = hashHook(script); err != nil {
 		return nil, gone(script, err)

@@ -208,6 +208,8 @@ func TestDryRunAsksNothing(t *testing.T) {
 // TestBatch launches 32 domains at once on a chip that is busy until all have their release, and again until all want a quote: then one unseal serves all that
 // wait, and few quotes serve all.
 func TestBatch(t *testing.T) {
+	defer func(was time.Duration) { linger = was }(linger)
+	linger = 20 * time.Second // as for the deadlines below: what is known to come does come
 	w := newWorld(t)
 	const n = 32
 	var wg sync.WaitGroup

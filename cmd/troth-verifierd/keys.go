@@ -56,14 +56,14 @@ Afterwards: systemctl reload troth-verifierd, and tell tenants to renew: troth t
 
 func revokeCommand(file *string) *cobra.Command {
 	var root string
-	c := &cobra.Command{Use: "revoke --root FILE KEYID...", Args: cobra.MinimumNArgs(1),
+	c := &cobra.Command{Use: "revoke --root FILE -- KEYID...", Args: cobra.MinimumNArgs(1),
 		Short: "Take keys out of the set for good, as after a compromise; one that is in use is replaced",
 		Long: `Take keys out of the set for good, as after a compromise, and remove their files; one that is in use is replaced by a new one.
 
 A verdict key: hosts get new verdicts within an epoch, and tenants who renew their trust file find every proof that was made with the key not genuine
 any more, also honest ones. A token key: tokens that were made for it are refused, and their chains end; tenants make new tokens.
 Who does not renew the trust file goes on to believe the key: tell tenants.`,
-		Example: "  troth-verifierd keys revoke --root /media/usb/root.pem 7Jw… && systemctl reload troth-verifierd",
+		Example: "  troth-verifierd keys revoke --root /media/usb/root.pem -- 7Jw… && systemctl reload troth-verifierd",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return rotate(cmd, *file, root, verifier.Rotation{Revoke: args})
 		}}

@@ -247,7 +247,7 @@ func TestHung(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) || !(errors.Is(err, virt.ErrNotReturned) || errors.Is(err, virt.ErrUnreachable)) {
 				t.Errorf("error %v", err)
 			}
-			if took := time.Since(begin); took > time.Second {
+			if took := time.Since(begin); took > 10*time.Second { // without a deadline nobody comes back
 				t.Errorf("came back after %v", took)
 			}
 		})

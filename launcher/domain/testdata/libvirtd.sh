@@ -68,7 +68,7 @@ qemu-img create -q -f qcow2 -b $images/middle.qcow2 -F qcow2 $images/top.qcow2
 libvirtd -f /etc/libvirt/libvirtd.conf &
 libvirtd=$!
 virsh="virsh -q -c qemu:///system"
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     [ -S /run/libvirt/libvirt-sock ] && break
     sleep 0.1
 done

@@ -144,7 +144,7 @@ func Start(ctx context.Context, dir string) (*TPM, error) {
 		return nil, fmt.Errorf("cannot start TPM: %w", err)
 	}
 	go func() { t.exited <- ended{t.process.Wait()} }()
-	for range 500 {
+	for range 6000 {
 		_, err := exchange(t.Control(), []byte{0, 0, 0, 1}, 4) // get capabilities
 		if err == nil {
 			err = t.send(ccReadClock, false, nil) // both sockets listen
@@ -158,7 +158,7 @@ func Start(ctx context.Context, dir string) (*TPM, error) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	return nil, errors.Join(errors.New("cannot start TPM: no answer after 5 s"), t.Stop())
+	return nil, errors.Join(errors.New("cannot start TPM: no answer after a minute"), t.Stop())
 }
 
 // Attach returns the TPM that another process runs in dir.

@@ -31,7 +31,7 @@ const (
 	suClear     = 0
 	suState     = 1
 	maxData     = 4096
-	timeout     = 10 * time.Second
+	timeout     = 30 * time.Second
 )
 
 // Boot does a dynamic launch of the script and writes its event log to LogFile. On a TPM that had one before it is a
