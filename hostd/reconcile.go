@@ -45,6 +45,7 @@ func (d *Daemon) reconcile(ctx context.Context) {
 			d.look(ctx, false)
 		}
 		wait := min(max(watchEvery, share*time.Since(begun)), watchAtMax)
+		wait = min(wait, max(watchEvery, scanEvery-time.Since(scanned))) // however long this look was held up, strays are looked for in time
 		select {
 		case <-ctx.Done():
 		case <-d.kick:
@@ -79,14 +80,14 @@ func (d *Daemon) look(ctx context.Context, scan bool) {
 		cancel()
 	}
 	if err == nil {
-		if scan {
-			d.sweepKeys(ctx)
-		}
 		d.compare(ctx, running)
 	}
 	if scan {
 		// Without libvirt nothing is known of its domains, and the processes are there all the same.
 		d.Strays.Scan(ctx, running)
+	}
+	if scan && err == nil {
+		d.sweepKeys(ctx) // last: a libvirt that hangs must not keep strays running
 	}
 	poke(d.owes)
 }
@@ -152,7 +153,9 @@ func (d *Daemon) compare(ctx context.Context, running []domain.UUID) {
 				d.Log.Warn("cannot compare a guest with its grant, it will be tried again", "uuid", known.UUID, "error", err.Error())
 			}
 		case (known.State == launcher.StateRefused || known.State == launcher.StateStopped || known.State == launcher.StateSaved) && runs[known.UUID]:
-			ended, err := d.Launcher.Stray(ctx, known.UUID)
+			look, cancel := context.WithTimeout(ctx, patience)
+			ended, err := d.Launcher.Stray(look, known.UUID)
+			cancel()
 			if err != nil {
 				d.Log.Warn("cannot end a guest of a refused launch", "uuid", known.UUID, "error", err.Error())
 			}
