@@ -80,6 +80,8 @@ func (h *Host) StartLibvirtdWith(ctx context.Context, args ...string) error {
 			return err
 		}
 	}
+	autostarted := h.Path("/run/libvirt/qemu/autostarted") // there: libvirt has done so since the host was booted
+	_, begun := os.Stat(autostarted)
 	for try := 1; ; try++ {
 		hung, err := h.startOnce(ctx, args)
 		if !hung || err != nil || try == 3 {
@@ -88,6 +90,11 @@ func (h *Host) StartLibvirtdWith(ctx context.Context, args ...string) error {
 		h.lab.say("%s: libvirtd hangs in a fork of its own; it is started again", h.Name)
 		if err := h.KillLibvirtd(ctx); err != nil {
 			return err
+		}
+		if os.IsNotExist(begun) { // what is started again is the first, as if it had not hung
+			if err := os.RemoveAll(autostarted); err != nil {
+				return err
+			}
 		}
 	}
 }

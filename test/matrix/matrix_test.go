@@ -26,7 +26,7 @@ func TestMatrix(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs the lab: make test-bypass")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute)
 	defer cancel()
 	begun := time.Now()
 	ways, chosen := Starts(), states

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -89,7 +90,7 @@ func (s *stage) try(ctx context.Context, r *row) {
 			r.end("destroyed", s.foundBy(r))
 			s.undo(ctx, r)
 			return
-		case err != nil && !r.state.hostd, standstill.Since(done) > 5*time.Second:
+		case err != nil && !r.state.hostd, standstill.Since(done) > 30*time.Second:
 			r.bad = fmt.Sprintf("nobody refused, and nothing runs: %v: %s", err, out)
 			s.undo(ctx, r)
 			return
@@ -125,10 +126,18 @@ func (s *stage) found(r *row) bool { return s.foundBy(r) != "" }
 
 var strayLine = regexp.MustCompile(`a trusted guest runs without a grant.*?trusted_by="?([a-z, ]+?)"? shows=(.*)`)
 
+// foundBy is by what hostd found this row's guest: its line shows what is this row's own, not what its neighbours show.
 func (s *stage) foundBy(r *row) string {
+	mine := []string{r.target.uuid, r.target.disk, ownUUID(r.n)}
+	if strings.Contains(r.way_.Do, "@SEALED@") {
+		mine = append(mine, s.sealed.disk)
+	}
+	if strings.Contains(r.way_.Do, "troth.guest.0") {
+		mine = append(mine, "troth.guest.0 (pid ")
+	}
 	for line := range strings.Lines(s.log("hostd")[r.from:]) {
 		m := strayLine.FindStringSubmatch(line)
-		if m == nil || !strings.Contains(line, r.target.uuid) && !strings.Contains(line, r.target.disk) && !strings.Contains(line, ownUUID(r.n)) && !strings.Contains(line, s.sealed.disk) && m[1] != "channel" {
+		if m == nil || !slices.ContainsFunc(mine, func(word string) bool { return strings.Contains(line, word) }) {
 			continue
 		}
 		return "scan: " + m[1]
@@ -148,7 +157,7 @@ func (s *stage) undo(ctx context.Context, r *row) {
 		if err == nil {
 			return
 		}
-		if standstill.Since(begun) > 5*time.Second {
+		if standstill.Since(begun) > 30*time.Second { // another row may be restarting libvirtd
 			if r.bad == "" {
 				r.bad = "cannot be undone: " + out + err.Error()
 			}
@@ -175,7 +184,7 @@ func (s *stage) gone(ctx context.Context, rows []*row, since time.Time) {
 				switch {
 				case len(left) == 0:
 					// hostd says so when libvirt has come back to it.
-					for ended := time.Now(); !s.found(r) && standstill.Since(ended) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
+					for ended := time.Now(); !s.found(r) && standstill.Since(ended) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
 					}
 					r.end("destroyed", s.foundBy(r))
 					if r.by == "" {

@@ -55,11 +55,22 @@ func Must[T any](t *testing.T) func(v T, err error) T {
 	}
 }
 
+// stood is how long the machine has to stand still for what failed meanwhile to be asked once more: verdicts are fresh for seconds.
+const stood = time.Second
+
 // Do lets a person run troth, which must end with exit 0; v, if not nil, takes its answer.
 func (s *Scene) Do(ctx context.Context, t *testing.T, p *cast.Person, v any, args ...string) {
 	t.Helper()
-	if err := p.Do(ctx, s.Host, v, args...); err != nil {
-		t.Fatal(err)
+	for {
+		begun := time.Now()
+		err := p.Do(ctx, s.Host, v, args...)
+		if err == nil {
+			return
+		}
+		if time.Since(begun)-standstill.Since(begun) < stood || ctx.Err() != nil {
+			t.Fatal(err)
+		}
+		t.Logf("once more, since the machine stood still: %v", err)
 	}
 }
 
