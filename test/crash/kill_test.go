@@ -136,7 +136,7 @@ func (s *stage) hung(ctx context.Context, t *testing.T) {
 		_, err := h.Exec(ctx, "sh", "-c", `until pkill -STOP -f "[q]emu-system.*guest=`+name+`,"; do sleep 0.01; done`)
 		return errors.Join(err, h.KillHostd(ctx))
 	}, start: (*lab.Host).StartHostd}
-	random := rand.New(rand.NewPCG(1, 0))
+	random, slow := rand.New(rand.NewPCG(1, 0)), 0
 	for range 5 {
 		end, took, err := s.once(ctx, m, stop, random)
 		switch {
@@ -144,6 +144,9 @@ func (s *stage) hung(ctx context.Context, t *testing.T) {
 			t.Fatal(err)
 		case end != "gone":
 			continue // it came too late: the launch had ended
+		case took > recoverIn && slow == 0: // a slow moment comes once, a slow hostd each time
+			slow++
+			continue
 		case took > recoverIn:
 			t.Errorf("recovery took %v, more than %v", took, recoverIn)
 		}

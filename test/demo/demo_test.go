@@ -322,7 +322,7 @@ func must[T any](t *testing.T) func(T, error) T {
 }
 
 // demoTime is far more than the demo takes.
-const demoTime = 4 * time.Minute
+const demoTime = 15 * time.Minute
 
 // demo is a run of the demo.
 type demo struct {

@@ -65,9 +65,14 @@ func read(text []byte, m domain.Mode, v *verdict) (c *domain.Config, err error) 
 		if p := recover(); p != nil {
 			v.findings = append(v.findings, finding{"panic", fmt.Sprintf("%v\n%s", p, debug.Stack())})
 			err = errors.New("panic")
+			return
 		}
-		if d := time.Since(begin); d > slow {
-			v.findings = append(v.findings, finding{"slow", d.String()})
+		if time.Since(begin) > slow {
+			// Once more: a document that is slow is so each time, a machine is not.
+			begin = time.Now()
+			if _, err := domain.Read(text, m); time.Since(begin) > slow {
+				v.findings = append(v.findings, finding{"slow", fmt.Sprintf("%v, %v", time.Since(begin), err)})
+			}
 		}
 	}()
 	return domain.Read(text, m)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"troth/test/lab"
 )
@@ -246,6 +247,11 @@ func (s *searcher) memory(pid int, name string) (hits []hit, searched int64, err
 		where := fmt.Sprintf("the memory of %s, %s", name, strings.Join(f[5:], " "))
 		found, err := s.in(mem, where, from, to-from)
 		hits = append(hits, found...)
+		if errors.Is(err, syscall.EIO) {
+			if now, merr := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)); merr == nil && !strings.Contains(string(now), f[0]+" ") {
+				continue // it is no memory of the process any more
+			}
+		}
 		if err != nil {
 			return hits, searched, err
 		}

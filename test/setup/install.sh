@@ -40,11 +40,11 @@ if ((${#missing[@]})); then
 	fi
 
 	install() {
-		DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install "${missing[@]}" >"$log" 2>&1
+		DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 --no-install-recommends install "${missing[@]}" >"$log" 2>&1
 	}
 	# The lists are fetched only if the packages cannot be had with those that are there.
 	if ! install; then
-		apt-get -q update >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
+		apt-get -q -o Acquire::Retries=3 update >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
 		install || { cat "$log" >&2; exit 1; }
 	fi
 fi
@@ -52,7 +52,7 @@ fi
 # The guest's kernel is downloaded, not installed; that needs the package lists too.
 if ((EUID == 0)) && [[ ! -e $(dirname "$0")/../../build/lab-cache/kernel/vmlinuz ]] && [[ -z $(apt-cache depends linux-image-cloud-amd64 2>/dev/null) ]]; then
 	echo "fetching Debian's package lists"
-	apt-get -q update >/dev/null
+	apt-get -q -o Acquire::Retries=3 update >/dev/null
 fi
 
 want=1.26

@@ -18,7 +18,7 @@ func TestAttack(t *testing.T) {
 		t.Skip("stories need the lab: make test")
 	}
 	t.Parallel() // each has hosts of its own
-	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t, lab.Options{})
 	tell := func(id, dir string) {

@@ -43,7 +43,7 @@ func TestStories(t *testing.T) {
 		t.Skip("stories need the lab: make test")
 	}
 	t.Parallel() // each has hosts of its own
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t, lab.Options{Hosts: 2})
 	// Stories share hosts, so they are told one after another; each leaves the hosts as it found them.
