@@ -10,6 +10,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"troth/test/lab"
+	"troth/test/standstill"
 )
 
 // TestAttack tells the stories of attacks on a host that runs; each ends with an honest launch.
@@ -63,6 +64,9 @@ func (s *stage) impatient(ctx context.Context) error {
 // newStage builds a lab for stories; it stays when one of them went wrong.
 func newStage(ctx context.Context, t *testing.T, o lab.Options) *stage {
 	t.Helper()
+	if err := standstill.Watch(); err != nil {
+		t.Fatal(err)
+	}
 	s := &stage{lab: lab.ForTest(ctx, t, o)}
 	if err := s.pin(ctx, t.TempDir()); err != nil {
 		t.Fatal(err)

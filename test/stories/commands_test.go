@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 
 	"troth/test/cast"
 	"troth/test/lab"
+	"troth/test/standstill"
 )
 
 // exits runs a person's command until it ends with the status wanted.
@@ -31,16 +33,16 @@ func (s *stage) says(ctx context.Context, ts *testscript.TestScript, neg bool, a
 	want(ts, neg, args, 3)
 	pattern, err := regexp.Compile(args[0])
 	ts.Check(err)
-	s.repeat(ctx, ts, args[1:], 15*time.Second, func(int) bool { return pattern.MatchString(s.printed) })
+	s.repeat(ctx, ts, args[1:], time.Minute, func(int) bool { return pattern.MatchString(s.printed) })
 }
 
 func (s *stage) repeat(ctx context.Context, ts *testscript.TestScript, args []string, patience time.Duration, good func(exit int) bool) {
-	for deadline := time.Now().Add(patience); ; {
+	for begun := time.Now(); ; {
 		exit := s.run(ctx, ts, lab.Role(args[0]), args[1:])
 		if good(exit) {
 			return
 		}
-		if !time.Now().Before(deadline) {
+		if standstill.Since(begun) >= patience {
 			ts.Fatalf("%v: exit %d", args, exit)
 		}
 		select {
@@ -56,9 +58,18 @@ func (s *stage) on(ctx context.Context, ts *testscript.TestScript, neg bool, arg
 	if len(args) < 2 {
 		ts.Fatalf("on HOST COMMAND...")
 	}
-	cmd := s.host(ts, args[0]).Command(ctx, args[1:]...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", ts.Stdout(), ts.Stderr()
-	err := cmd.Run()
+	var out, errs bytes.Buffer
+	var err error
+	unlessStood(func() bool {
+		out.Reset()
+		errs.Reset()
+		cmd := s.host(ts, args[0]).Command(ctx, args[1:]...)
+		cmd.Dir, cmd.Stdout, cmd.Stderr = "/", &out, &errs
+		err = cmd.Run()
+		return err == nil
+	})
+	fmt.Fprint(ts.Stdout(), out.String())
+	fmt.Fprint(ts.Stderr(), errs.String())
 	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
 		ts.Check(err)
 	}
@@ -142,7 +153,10 @@ func (s *stage) tpm(ctx context.Context, ts *testscript.TestScript, neg bool, ar
 	case "replace":
 		err = h.ReplaceTPM(ctx)
 	case "hangup", "babble":
-		ts.Check(h.KillTPM(ctx))
+		if s.masks == nil {
+			ts.Check(h.KillTPM(ctx))
+		}
+		ts.Check(s.unmask())
 		err = s.mask(args[1], func() (net.Listener, error) { return listenAt(h.TPMSocket()) })
 	default:
 		ts.Fatalf("tpm: what is %q?", args[1])

@@ -16,7 +16,7 @@ func TestVirtqemud(t *testing.T) {
 		t.Skip("stories need the lab: make test")
 	}
 	t.Parallel() // each has hosts of its own
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute)
 	defer cancel()
 	s := newStage(ctx, t, lab.Options{Modular: true, Polkit: true})
 	testscript.RunT(oneByOne{t}, testscript.Params{Dir: "testdata/virtqemud", Setup: s.setUp, Cmds: s.commands(ctx), UpdateScripts: *update})
