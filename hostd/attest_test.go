@@ -28,17 +28,13 @@ type judge struct {
 	next    []byte
 	fail    error // what Attest answers
 	late    func()
-	against *proof.Refusal
-	seeds   int
-	seed    []byte
-	calls   int
-	iat     int64
-}
-
-func (j *judge) called() int {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.calls
+	// answered hears of the next answer; nil: nobody listens.
+	answered chan struct{}
+	against  *proof.Refusal
+	seeds    int
+	seed     []byte
+	calls    int
+	iat      int64
 }
 
 func (j *judge) challenge() []byte {
@@ -59,6 +55,11 @@ func (j *judge) Attest(_ context.Context, evidence []byte) (*vapi.Attestation, e
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.calls++
+	defer func() {
+		if j.answered != nil {
+			j.answered <- struct{}{}
+		}
+	}()
 	if j.late != nil {
 		j.late()
 	}
@@ -215,16 +216,18 @@ func TestAttest(t *testing.T) {
 	if err != nil || string(seed) != string(r.judge.seed) {
 		t.Fatalf("unseal: %v", err)
 	}
-	renewed, before := make(chan error, 1), r.judge.called()
+	renewed := make(chan error, 1)
+	r.judge.answered = make(chan struct{}, 1)
 	go func() { renewed <- r.a.Renew(ctx) }()
 	select {
 	case err := <-renewed:
 		t.Fatalf("the release key was replaced while it was held: %v", err)
 	case <-time.After(200 * time.Millisecond):
 	}
-	for r.judge.called() == before {
-		time.Sleep(time.Millisecond)
-	}
+	<-r.judge.answered
+	r.judge.mu.Lock()
+	r.judge.answered = nil
+	r.judge.mu.Unlock()
 	if seed, err := r.chip.Unseal(ctx); err != nil || string(seed) == string(r.judge.seed) {
 		t.Errorf("the held key is gone: %v", err)
 	}

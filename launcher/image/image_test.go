@@ -184,14 +184,41 @@ func swap(t *testing.T, dir, p string) {
 	}
 }
 
-// tick is longer than what the kernel counts times of files in: until Linux 6.13 two changes within one tick (1 to 10 ms) have one time.
-const tick = 20 * time.Millisecond
+// breaks waits until somebody who would write has the lease broken: /proc/locks shows it as being broken (proc_locks(5)).
+func breaks(t *testing.T, path string) {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Stat(path, &st))
+	inode := fmt.Sprintf(":%d ", st.Ino)
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-poll.C {
+		locks, err := os.ReadFile("/proc/locks")
+		must(t, err)
+		for line := range strings.Lines(string(locks)) {
+			if strings.Contains(line, inode) && strings.Contains(line, "BREAKING") {
+				return
+			}
+		}
+	}
+	t.Fatal("nobody breaks the lease")
+}
+
+// ticked waits until a change of a file has another time than what was measured: until Linux 6.13 two changes within one tick (1 to 10 ms) have one.
+func ticked(t *testing.T, h *Held) {
+	t.Helper()
+	for now := h.state.ctime; now == h.state.ctime || now == h.state.mtime; {
+		var st unix.Stat_t
+		must(t, unix.Stat(file(t, t.TempDir(), "other", nil), &st))
+		now = st.Ctim
+	}
+}
 
 // TestChownUnderLease: libvirt gives the image to QEMU's user, which changes ctime and nothing else.
 func TestChownUnderLease(t *testing.T) {
 	p := file(t, temp(t), "disk", []byte("one"))
 	h := measure(t, p)
-	time.Sleep(tick)
+	ticked(t, h)
 	if err := os.Chmod(p, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -253,6 +280,7 @@ func testSwaps(t *testing.T) {
 					t.Error("the writer was not held back")
 				}
 			})
+			breaks(t, p)
 		}, "broken by a writer"},
 	} {
 		t.Run(a.name, func(t *testing.T) {
@@ -263,11 +291,7 @@ func testSwaps(t *testing.T) {
 			h := measure(t, p)
 			want := h.Digest
 			a.do(t, dir, p)
-			err := h.Recheck()
-			for end := time.Now().Add(20 * time.Second); a.name == "truncated" && err == nil && time.Now().Before(end); err = h.Recheck() {
-				time.Sleep(time.Millisecond) // the other program is not that far
-			}
-			wantRefusal(t, err, proof.ImageChanged, a.word)
+			wantRefusal(t, h.Recheck(), proof.ImageChanged, a.word)
 			if h.Digest != want {
 				t.Error("the digest changed")
 			}
@@ -287,7 +311,7 @@ func testSwaps(t *testing.T) {
 		wantRefusal(t, h.Recheck(), proof.ImageChanged, "broken")
 		h.leased = false
 		must(t, h.Recheck())
-		time.Sleep(tick)
+		ticked(t, h)
 		file(t, dir, "disk", evil)
 		wantRefusal(t, h.Recheck(), proof.ImageChanged, "mtime")
 	})

@@ -127,7 +127,6 @@ func empty(dir string) error {
 		err := os.RemoveAll(path)
 		// A program of the lab that was killed while it wrote may end its write only now.
 		for begun := time.Now(); errors.Is(err, unix.ENOTEMPTY) && time.Since(begun) < 30*time.Second; err = os.RemoveAll(path) {
-			time.Sleep(5 * time.Millisecond)
 		}
 		if err != nil {
 			return fmt.Errorf("cannot empty the lab's directory: %w", err)
